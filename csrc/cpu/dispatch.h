@@ -1,0 +1,100 @@
+// The seam between ops and kernels: plain structs of pointers, and one table of functions per instruction set.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lowbit::cpu {
+
+enum class DType : int32_t { f32, bf16, f16 };
+
+// Quantises rows of x [rows, k] (row r at x + r * x_stride elements), per token and symmetric.
+struct QuantizeParams {
+  const void* x;
+  DType x_dtype;
+  int64_t k, x_stride;
+  const float* shift;  // [k] subtracted first, or null
+  // Hadamard before quantising: order = K * two over each block of k; order 0 = none
+  int64_t order, two;
+  const float* h;  // [K, K] of +-1, null when K = 1
+  int bits;        // 4 or 8: qmax 7 or 127
+  float clip;
+  bool packed;      // bits 4 only: q holds nibbles, q_stride = ceil(k / 2)
+  void* q;          // int8 [rows, q_stride] or packed uint8
+  int64_t q_stride;
+  float* scale;  // [rows]
+};
+
+// y = scale * (H_K x H_two) x over each `order` = K * two of n; x and y [rows, n] contiguous, may be the same memory.
+struct HadamardParams {
+  const void* x;
+  void* y;
+  DType dtype;
+  int64_t n, order, two;
+  const float* h;  // [K, K], row j = output j; null when K = 1
+  float scale;
+};
+
+// y[m, n] = float(sum_k x[m, k] w[n, k]) * w_scale[n] (* x_scale[m]) (+ bias[n])
+struct GemmParams {
+  int64_t m, n, k;
+  const uint8_t* weight;       // tiles, layout/weight_tile.h
+  bool weight_int8;            // false: int4
+  const uint8_t* group_scale;  // [N/16, G, 16] in 1..16, or null
+  int64_t group;               // k per group, multiple of 8; ignored without group_scale
+  const int8_t* x;             // [m, x_stride]: codes, zero past k up to a multiple of 8
+  int64_t x_stride;
+  int max_code;         // promised: |x| <= 8 (int4), 127 (quantize_int8) or 128 (any int8)
+  const float* w_scale;  // [n]
+  const float* x_scale;  // [m] or null
+  const float* bias;     // [n] or null
+  void* y;               // [m, n]
+  DType y_dtype;
+  int32_t* panels;  // workspace of gemm_panel_words(p) words, 64-byte aligned
+};
+
+struct Kv4Params {
+  const void* x;  // quantise: input; dequantise: unused
+  void* y;        // dequantise: output
+  DType dtype;
+  int64_t d;
+  float clip;
+  uint8_t* packed;   // [rows, ceil(d / 2)]
+  uint16_t* params;  // fp16 [rows, 2]: scale, zero
+};
+
+struct Kernels {
+  const char* name;
+  // scratch: gives the floats of workspace that one thread needs
+  int64_t (*quantize_scratch)(const QuantizeParams&);
+  void (*quantize_rows)(const QuantizeParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  int64_t (*hadamard_scratch)(const HadamardParams&);
+  void (*hadamard_rows)(const HadamardParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  int64_t (*gemm_panel_words)(const GemmParams&);
+  int64_t (*gemm_panel_count)(const GemmParams&);
+  void (*gemm_pack)(const GemmParams&, int64_t panel_begin, int64_t panel_end);
+  void (*gemm_tiles)(const GemmParams&, int64_t tile_begin, int64_t tile_end);  // tiles of 16 channels
+  void (*kv4_quantize_rows)(const Kv4Params&, int64_t row_begin, int64_t row_end);
+  void (*kv4_dequantize_rows)(const Kv4Params&, int64_t row_begin, int64_t row_end);
+};
+
+struct Isa {
+  const char* name;
+  const char* features;  // what the CPU must have, in words
+  bool supported;
+  const Kernels* kernels;
+};
+
+// Best last. The choice is made once: LOWBIT_FORCE_ISA if set, else the last supported entry.
+const std::vector<Isa>& isa_table();
+const Kernels& active();
+// Switches at run time (tests, benches); throws std::runtime_error naming what exists.
+void set_active(const std::string& name);
+
+// [k, k] floats of +-1 with H H^T = k I, kept for the life of the process; null where no construction is known.
+const float* hadamard_matrix(int64_t k, bool transpose);
+// order = K * two with the smallest constructible K; false where there is none.
+bool split_order(int64_t order, int64_t* k, int64_t* two);
+
+}  // namespace lowbit::cpu

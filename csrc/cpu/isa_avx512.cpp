@@ -1,0 +1,9 @@
+// One instruction set, one translation unit, one namespace: no inline code crosses to another.
+#define LOWBIT_ISA avx512
+#include "vec_avx512.h"
+
+#include "hadamard-inl.h"
+#include "int_gemm-inl.h"
+#include "kv_cache-inl.h"
+#include "quantize-inl.h"
+#include "table-inl.h"

@@ -1,0 +1,16 @@
+// The table of one instruction set. Included last in isa_*.cpp.
+#pragma once
+
+namespace lowbit::cpu::LOWBIT_ISA {
+
+#define LOWBIT_STRING_OF(x) #x
+#define LOWBIT_STRING(x) LOWBIT_STRING_OF(x)
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    LOWBIT_STRING(LOWBIT_ISA), quantize_scratch, quantize_rows,     hadamard_scratch,    hadamard_rows,
+    gemm_panel_words,          gemm_panel_count, gemm_pack,         gemm_tiles,          kv4_quantize_rows,
+    kv4_dequantize_rows,
+};
+
+}  // namespace lowbit::cpu::LOWBIT_ISA

@@ -1,0 +1,160 @@
+// The vector vocabulary on AVX-512 (F, BW, DQ, VL, VNNI): sixteen lanes.
+// With LOWBIT_SIMDE the same source compiles against SIMDe's portable intrinsics, so that its bits are proven on
+// machines without AVX-512; that build is for the tests only.
+#pragma once
+
+#ifdef LOWBIT_SIMDE
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+#include <simde/x86/fma.h>
+
+#include "simde_missing.h"
+#define _MM_PERM_ENUM(x) (x)
+#else
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
+namespace lowbit::cpu::LOWBIT_ISA {
+
+using V = __m512;
+constexpr int kLanes = 16, kLogLanes = 4;
+
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+static inline V load(const float* p) { return _mm512_loadu_ps(p); }
+static inline void store(float* p, V v) { _mm512_storeu_ps(p, v); }
+static inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+static inline V load(const bf16* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(p)), 16));
+}
+static inline V join(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
+static inline V load(const f16* p) {
+  const __m256i h = load256(p);
+  return join(_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)));
+}
+static inline void store(bf16* p, V v) {
+  const __m512i u = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  r = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), r, _mm512_set1_epi32(0x7fc0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
+}
+static inline void store(f16* p, V v) {
+  __m128i* out = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(out, _mm256_cvtps_ph(_mm512_castps512_ps256(v), _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(out + 1, _mm256_cvtps_ph(_mm512_extractf32x8_ps(v, 1), _MM_FROUND_TO_NEAREST_INT));
+}
+static inline V set1(float x) { return _mm512_set1_ps(x); }
+static inline V add(V a, V b) { return _mm512_add_ps(a, b); }
+static inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+static inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+static inline V min(V a, V b) { return _mm512_min_ps(b, a); }
+static inline V max(V a, V b) { return _mm512_max_ps(b, a); }
+static inline float lane_min(V a) {
+  alignas(64) float t[16];
+  _mm512_store_ps(t, a);
+  float m = t[0];
+  for (int i = 1; i < 16; ++i) m = t[i] < m ? t[i] : m;
+  return m;
+}
+static inline float lane_max(V a) {
+  alignas(64) float t[16];
+  _mm512_store_ps(t, a);
+  float m = t[0];
+  for (int i = 1; i < 16; ++i) m = t[i] > m ? t[i] : m;
+  return m;
+}
+static inline V add_signed(V acc, V s, V x) { return _mm512_fmadd_ps(s, x, acc); }
+
+template <int kStage>
+static inline V butterfly_within(V x) {
+  static_assert(kStage < kLogLanes);
+  const __m512i u = _mm512_castps_si512(x);
+  __m512i swapped;
+  if constexpr (kStage == 0) swapped = _mm512_shuffle_epi32(u, _MM_PERM_ENUM(0xB1));
+  if constexpr (kStage == 1) swapped = _mm512_shuffle_epi32(u, _MM_PERM_ENUM(0x4E));
+  if constexpr (kStage == 2) swapped = _mm512_shuffle_i32x4(u, u, 0xB1);
+  if constexpr (kStage == 3) swapped = _mm512_shuffle_i32x4(u, u, 0x4E);
+  constexpr uint16_t kOdd[4] = {0xAAAA, 0xCCCC, 0xF0F0, 0xFF00};  // lanes that get a - b
+  const __m512i negated = _mm512_xor_si512(u, _mm512_set1_epi32(int(0x80000000u)));
+  return _mm512_add_ps(_mm512_castsi512_ps(swapped),
+                       _mm512_castsi512_ps(_mm512_mask_blend_epi32(kOdd[kStage], u, negated)));
+}
+
+using I = __m512i;
+static inline I zero_bits() { return _mm512_setzero_si512(); }
+static inline I max_abs_bits(I acc, V x) {
+  return _mm512_max_epi32(acc, _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)));
+}
+static inline int32_t lane_max_bits(I a) {
+  alignas(64) int32_t t[16];
+  _mm512_store_si512(reinterpret_cast<__m512i*>(t), a);
+  int32_t m = t[0];
+  for (int i = 1; i < 16; ++i) m = t[i] > m ? t[i] : m;
+  return m;
+}
+static inline V to_codes(V x, V inv, V lo, V hi) {
+  return _mm512_roundscale_ps(min(max(mul(x, inv), lo), hi), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline void store_i8(int8_t* p, V codes) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(codes)));
+}
+static inline __m512i load512(const void* p) { return _mm512_loadu_si512(static_cast<const __m512i*>(p)); }
+static inline __m512i widen_u8(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+static inline V from_i32(const int32_t* p) { return _mm512_cvtepi32_ps(load512(p)); }
+static inline V from_u8(const uint8_t* p) { return _mm512_cvtepi32_ps(widen_u8(p)); }
+
+// ---- integer dot products over a tile of 16 channels x 4 k: one vpdpbusd ----
+
+static inline void add_to(int32_t* total, __m512i v) {
+  __m512i* t = reinterpret_cast<__m512i*>(total);
+  _mm512_storeu_si512(t, _mm512_add_epi32(load512(t), v));
+}
+
+// The unsigned operand of vpdpbusd is the weight (nibble 0..15), the signed one the activation, so that the
+// activation can be broadcast from memory by the instruction itself. s32 sums may wrap on the way; the result fits.
+struct Int4Dot {
+  static constexpr int kRows = 12, kTiles = 2, kWordsPerK4 = 1, kZeroPoint = 8;
+  struct Block { __m512i v; };
+  struct W { __m512i v; };
+  static constexpr int64_t max_block(int) { return 512; }
+  template <int kHalf>
+  static inline W unpack(const uint8_t* tile) {
+    const __m512i mask = _mm512_set1_epi8(15), t = load512(tile);
+    return {_mm512_and_si512(kHalf ? _mm512_srli_epi16(t, 4) : t, mask)};
+  }
+  static inline void pack_word(const int8_t* a, int32_t* out) { __builtin_memcpy(out, a, 4); }
+  static inline int32_t correction(int32_t s01, int32_t s23) { return -kZeroPoint * (s01 + s23); }
+  static inline void init(Block& b, const int32_t* corr) { b.v = _mm512_set1_epi32(*corr); }
+  static inline void dot(Block& b, const W& w, const int32_t* a) {
+    b.v = _mm512_dpbusd_epi32(b.v, w.v, _mm512_set1_epi32(*a));
+  }
+  static inline void flush(int32_t* total, const Block& b, const uint8_t* s1) {
+    add_to(total, _mm512_mullo_epi32(b.v, widen_u8(s1)));
+  }
+};
+
+struct Int8Dot {
+  static constexpr int kRows = 12, kTiles = 2, kWordsPerK4 = 1, kZeroPoint = 128;
+  using Block = Int4Dot::Block;
+  using W = Int4Dot::W;
+  static constexpr int64_t max_block(int) { return 512; }
+  template <int kHalf>
+  static inline W unpack(const uint8_t* tile) {
+    return {_mm512_xor_si512(load512(tile + 64 * kHalf), _mm512_set1_epi8(char(0x80)))};  // w + 128 is unsigned
+  }
+  static inline void pack_word(const int8_t* a, int32_t* out) { __builtin_memcpy(out, a, 4); }
+  static inline int32_t correction(int32_t s01, int32_t s23) {
+    return int32_t(-uint32_t(kZeroPoint) * uint32_t(s01 + s23));
+  }
+  static inline void init(Block& b, const int32_t* corr) { Int4Dot::init(b, corr); }
+  static inline void dot(Block& b, const W& w, const int32_t* a) { Int4Dot::dot(b, w, a); }
+  static inline void flush(int32_t* total, const Block& b, const uint8_t* s1) { Int4Dot::flush(total, b, s1); }
+};
+
+}  // namespace lowbit::cpu::LOWBIT_ISA

@@ -1,0 +1,168 @@
+// What every op needs of torch's stable ABI: checks that are sentences, allocation, threads.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdlib>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../cpu/dispatch.h"
+#include "../numeric/int4.h"
+
+namespace lowbit::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptTensor = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+
+template <class... Args>
+inline void check(bool ok, const Args&... message) {
+  if (ok) return;
+  std::ostringstream out;
+  ((out << message), ...);
+  throw std::runtime_error(out.str());
+}
+
+inline const char* name_of(ScalarType t) {
+  switch (t) {
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::BFloat16: return "bfloat16";
+    default: return "another dtype";
+  }
+}
+
+inline Shape shape_of(const Tensor& t) {
+  const auto s = t.sizes();
+  return Shape(s.begin(), s.end());
+}
+
+inline std::string text(const Shape& s) {
+  std::string out = "[";
+  for (size_t i = 0; i < s.size(); ++i) out += (i ? ", " : "") + std::to_string(s[i]);
+  return out + "]";
+}
+
+inline void check_dtype(const Tensor& t, ScalarType want, const char* op, const char* arg) {
+  check(t.scalar_type() == want, op, ": ", arg, " has dtype ", name_of(t.scalar_type()), ", expected ", name_of(want));
+}
+
+inline void check_shape(const Tensor& t, const Shape& want, const char* op, const char* arg) {
+  const Shape got = shape_of(t);
+  check(got == want, op, ": ", arg, " has shape ", text(got), ", expected ", text(want));
+}
+
+inline cpu::DType float_dtype(ScalarType t, const char* op, const char* arg) {
+  check(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half, op, ": ", arg, " has dtype ",
+        name_of(t), ", expected float32, bfloat16 or float16");
+  return t == ScalarType::Float ? cpu::DType::f32 : t == ScalarType::BFloat16 ? cpu::DType::bf16 : cpu::DType::f16;
+}
+
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// A contiguous CPU tensor. The C call is cheaper than the dispatcher's aten::empty.
+inline Tensor empty(const Shape& shape, ScalarType dtype) {
+  int64_t strides[16], step = 1;
+  check(shape.size() <= 16, "tensor has ", shape.size(), " dimensions, expected at most 16");
+  for (size_t i = shape.size(); i-- > 0;) strides[i] = step, step *= shape[i] ? shape[i] : 1;
+  const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides, type,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// Workspace of `bytes` bytes, 64-byte aligned: on the stack where it is small, else from torch's allocator.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) {
+    if (bytes <= int64_t(sizeof(small_))) {
+      data_ = small_;
+    } else {
+      tensor_ = empty({bytes + 64}, ScalarType::Byte);
+      data_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(tensor_->mutable_data_ptr()) + 63) & ~uintptr_t(63));
+    }
+  }
+  template <class T>
+  T* as() { return reinterpret_cast<T*>(data_); }
+
+ private:
+  alignas(64) char small_[40 * 1024];
+  char* data_;
+  std::optional<Tensor> tensor_;
+};
+
+// Runs f(thread, begin, end) over [0, count) in at most `threads()` pieces of at least `grain`.
+inline int64_t threads() { return int64_t(torch::stable::get_num_threads()); }
+
+template <class F>
+inline void parallel(int64_t count, int64_t grain, const F& f) {
+  if (count <= 0) return;
+  if (count <= grain || threads() == 1) return f(int64_t(0), int64_t(0), count);
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    uint32_t thread = 0;
+    torch_get_thread_idx(&thread);
+    f(int64_t(thread), begin, end);
+  });
+}
+
+struct Rows {
+  int64_t count, length;
+};
+
+inline Rows rows_of(const Tensor& t, const char* op, const char* arg) {
+  check(t.dim() >= 1, op, ": ", arg, " has no dimensions, expected at least one");
+  const int64_t k = t.size(t.dim() - 1);
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < t.dim(); ++i) rows *= t.size(i);
+  return {rows, k};
+}
+
+struct Transform {
+  int64_t order = 0, two = 0;
+  const float* h = nullptr;
+};
+
+// block: nothing = all of k.
+inline Transform transform_of(int64_t k, std::optional<int64_t> block, bool transpose, const char* op) {
+  Transform t;
+  const int64_t n = block && *block ? *block : k;
+  check(n > 0 && k % n == 0, op, ": block is ", n, ", expected a positive divisor of the last dimension ", k);
+  check(cpu::split_order(n, &t.order, &t.two), op, ": size ", n,
+        " has no constructed Hadamard matrix; use a block that divides it, such as ", n & -n);
+  if (t.order > 1) t.h = cpu::hadamard_matrix(t.order, transpose);
+  return t;
+}
+
+// LOWBIT_CHECKED=1: NaN or infinity in an activation is an error instead of a NaN result.
+inline bool checked_mode() {
+  static const bool on = [] {
+    const char* v = std::getenv("LOWBIT_CHECKED");
+    return v && *v && std::string(v) != "0";
+  }();
+  return on;
+}
+
+inline void check_finite(const float* scale, int64_t rows, const char* op) {
+  if (!checked_mode()) return;
+  for (int64_t i = 0; i < rows; ++i)
+    check(scale[i] == scale[i], op, ": x has NaN or infinity in row ", i, ", expected finite values (LOWBIT_CHECKED)");
+}
+
+}  // namespace lowbit::ops

@@ -1,0 +1,43 @@
+#include "common.h"
+
+namespace lowbit::ops {
+namespace {
+
+void run(const Tensor& x, Tensor& y, double scale, std::optional<int64_t> block, bool transpose, const char* op) {
+  const Rows rows = rows_of(x, op, "x");
+  if (!rows.count || !rows.length) return;
+  const Transform t = transform_of(rows.length, block, transpose, op);
+  cpu::HadamardParams p{};
+  p.x = x.const_data_ptr(), p.y = y.mutable_data_ptr(), p.dtype = float_dtype(x.scalar_type(), op, "x");
+  p.n = rows.length, p.order = t.order, p.two = t.two, p.h = t.h, p.scale = float(scale);
+  const cpu::Kernels& kernels = cpu::active();
+  const int64_t scratch = (kernels.hadamard_scratch(p) + 15) / 16 * 16;
+  Workspace work(scratch * 4 * threads());
+  parallel(rows.count, 1 + 16384 / rows.length, [&](int64_t thread, int64_t begin, int64_t end) {
+    kernels.hadamard_rows(p, work.as<float>() + thread * scratch, begin, end);
+  });
+}
+
+Tensor hadamard(const Tensor& x_in, double scale, std::optional<int64_t> block, bool transpose) {
+  float_dtype(x_in.scalar_type(), "hadamard", "x");
+  const Tensor x = as_contiguous(x_in);
+  Tensor y = empty(shape_of(x), x.scalar_type());
+  run(x, y, scale, block, transpose, "hadamard");
+  return y;
+}
+
+void hadamard_inplace(Tensor x, double scale, std::optional<int64_t> block, bool transpose) {
+  float_dtype(x.scalar_type(), "hadamard_", "x");
+  if (x.is_contiguous()) return run(x, x, scale, block, transpose, "hadamard_");
+  Tensor y = torch::stable::contiguous(x);
+  run(y, y, scale, block, transpose, "hadamard_");
+  torch::stable::copy_(x, y);
+}
+
+}  // namespace
+}  // namespace lowbit::ops
+
+STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
+  m.impl("hadamard", TORCH_BOX(&lowbit::ops::hadamard));
+  m.impl("hadamard_", TORCH_BOX(&lowbit::ops::hadamard_inplace));
+}

@@ -1,0 +1,258 @@
+// Integer linear layers and the layouts that their kernels read.
+#include <cstring>
+
+#include "../layout/weight_tile.h"
+#include "common.h"
+
+namespace lowbit::ops {
+namespace {
+
+Tensor prepack_int4_weight(const Tensor& weight_in) {
+  constexpr const char* op = "prepack_int4_weight";
+  check_dtype(weight_in, ScalarType::Byte, op, "weight_packed");
+  check(weight_in.dim() == 2, op, ": weight_packed has ", weight_in.dim(), " dimensions, expected [N, ceil(K / 2)]");
+  const Tensor weight = as_contiguous(weight_in);
+  const int64_t n = weight.size(0), bytes = weight.size(1), k_tiles = tile::blocks(2 * bytes, tile::kK);
+  Tensor tiles = empty({tile::blocks(n, tile::kN), k_tiles, tile::kInt4Bytes}, ScalarType::Byte);
+  uint8_t* to = static_cast<uint8_t*>(tiles.mutable_data_ptr());
+  memset(to, int4::kZeroByte, size_t(tile::blocks(n, tile::kN) * k_tiles * tile::kInt4Bytes));
+  const uint8_t* from = static_cast<const uint8_t*>(weight.const_data_ptr());
+  const auto put = [&](int64_t row, int64_t k, int code) {
+    const tile::Nibble at = tile::int4_at(row, k, k_tiles);
+    to[at.byte] = uint8_t(at.high ? (to[at.byte] & 15) | (code << 4) : (to[at.byte] & 0xf0) | code);
+  };
+  parallel(tile::blocks(n, tile::kN), 1 + 65536 / (bytes * 16 + 1), [&](int64_t, int64_t begin, int64_t end) {
+    const int64_t last = end * tile::kN < n ? end * tile::kN : n;
+    for (int64_t row = begin * tile::kN; row < last; ++row)
+      for (int64_t b = 0; b < bytes; ++b) {
+        put(row, 2 * b, from[row * bytes + b] & 15);
+        put(row, 2 * b + 1, from[row * bytes + b] >> 4);
+      }
+  });
+  return tiles;
+}
+
+Tensor prepack_int8_weight(const Tensor& weight_in) {
+  constexpr const char* op = "prepack_int8_weight";
+  check_dtype(weight_in, ScalarType::Char, op, "weight");
+  check(weight_in.dim() == 2, op, ": weight has ", weight_in.dim(), " dimensions, expected [N, K]");
+  const Tensor weight = as_contiguous(weight_in);
+  const int64_t n = weight.size(0), k = weight.size(1), k_tiles = tile::blocks(k, tile::kK);
+  Tensor tiles = empty({tile::blocks(n, tile::kN), k_tiles, tile::kInt8Bytes}, ScalarType::Char);
+  int8_t* to = static_cast<int8_t*>(tiles.mutable_data_ptr());
+  memset(to, 0, size_t(tile::blocks(n, tile::kN) * k_tiles * tile::kInt8Bytes));
+  const int8_t* from = static_cast<const int8_t*>(weight.const_data_ptr());
+  for (int64_t row = 0; row < n; ++row)
+    for (int64_t i = 0; i < k; ++i) to[tile::int8_at(row, i, k_tiles)] = from[row * k + i];
+  return tiles;
+}
+
+Tensor prepack_group_scale(const Tensor& scale_in) {
+  constexpr const char* op = "prepack_group_scale";
+  check_dtype(scale_in, ScalarType::Byte, op, "group_scale");
+  check(scale_in.dim() == 2, op, ": group_scale has ", scale_in.dim(), " dimensions, expected [N, K / group]");
+  const Tensor scale = as_contiguous(scale_in);
+  const int64_t n = scale.size(0), g = scale.size(1), blocks = tile::blocks(n, tile::kN);
+  Tensor tiles = empty({blocks, g, tile::kN}, ScalarType::Byte);
+  const uint8_t* from = static_cast<const uint8_t*>(scale.const_data_ptr());
+  uint8_t* to = static_cast<uint8_t*>(tiles.mutable_data_ptr());
+  for (int64_t row = 0; row < blocks * tile::kN; ++row)
+    for (int64_t i = 0; i < g; ++i) {
+      const int v = row < n ? from[row * g + i] : 1;
+      check(v >= 1 && v <= 16, op, ": group_scale[", row, ", ", i, "] is ", v, ", expected 1 to 16");
+      to[((row / tile::kN) * g + i) * tile::kN + row % tile::kN] = uint8_t(v);
+    }
+  return tiles;
+}
+
+// What int4_linear, int8_linear and dynamic_linear share: weight, scales, bias.
+struct Layer {
+  cpu::GemmParams p{};
+  Tensor weight, w_scale;
+  OptTensor group_scale, bias;
+
+  Layer(const char* op, int64_t m, int64_t k, const Tensor& weight_in, const Tensor& w_scale_in,
+        const OptTensor& group_scale_in, const OptTensor& bias_in)
+      : weight(as_contiguous(weight_in)), w_scale(as_contiguous(w_scale_in)) {
+    p.m = m, p.k = k;
+    p.weight_int8 = weight.scalar_type() == ScalarType::Char;
+    check(p.weight_int8 || weight.scalar_type() == ScalarType::Byte, op, ": weight has dtype ",
+          name_of(weight.scalar_type()), ", expected the uint8 or int8 tiles of prepack_int4_weight or "
+          "prepack_int8_weight");
+    check_dtype(w_scale, ScalarType::Float, op, "w_scale");
+    p.n = w_scale.numel();
+    check_shape(weight,
+                {tile::blocks(p.n, tile::kN), tile::blocks(k, tile::kK),
+                 p.weight_int8 ? tile::kInt8Bytes : tile::kInt4Bytes},
+                op, "weight (tiles)");
+    p.weight = static_cast<const uint8_t*>(weight.const_data_ptr());
+    p.w_scale = static_cast<const float*>(w_scale.const_data_ptr());
+    if (group_scale_in) set_groups(op, as_contiguous(*group_scale_in));
+    if (bias_in) {
+      bias = as_contiguous(bias_in->scalar_type() == ScalarType::Float ? *bias_in : to_float(*bias_in, op));
+      check(bias->numel() == p.n && bias->dim() == 1, op, ": bias has shape ", text(shape_of(*bias)), ", expected [",
+            p.n, "]");
+      p.bias = static_cast<const float*>(bias->const_data_ptr());
+    }
+  }
+
+  void set_groups(const char* op, const Tensor& tiles) {
+    check_dtype(tiles, ScalarType::Byte, op, "group_scale");
+    check(!p.weight_int8, op, ": group_scale is given with int8 weight tiles, expected int4 weight tiles");
+    check(tiles.dim() == 3 && tiles.size(0) == tile::blocks(p.n, tile::kN) && tiles.size(2) == tile::kN, op,
+          ": group_scale has shape ", text(shape_of(tiles)), ", expected the [", tile::blocks(p.n, tile::kN),
+          ", groups, 16] of prepack_group_scale");
+    for (const int64_t g : {32, 64, 128})
+      if (!p.group && tile::blocks(p.k, g) == tiles.size(1)) p.group = g;
+    check(p.group != 0, op, ": group_scale has ", tiles.size(1), " groups for K = ", p.k,
+          ", expected ceil(K / g) with g of 32, 64 or 128");
+    group_scale = tiles;
+    p.group_scale = static_cast<const uint8_t*>(tiles.const_data_ptr());
+  }
+
+  static Tensor to_float(const Tensor& t, const char* op) {
+    float_dtype(t.scalar_type(), op, "bias");
+    return torch::stable::to(t, ScalarType::Float);
+  }
+
+  void run(Tensor& y, cpu::DType dtype) {
+    p.y = y.mutable_data_ptr(), p.y_dtype = dtype;
+    if (!p.m || !p.n) return;
+    const cpu::Kernels& kernels = cpu::active();
+    Workspace panels(kernels.gemm_panel_words(p) * 4);
+    p.panels = panels.as<int32_t>();
+    const int64_t count = kernels.gemm_panel_count(p), per_panel = (p.m / count) * p.k + 1;
+    parallel(count, 1 + 65536 / per_panel,
+             [&](int64_t, int64_t begin, int64_t end) { kernels.gemm_pack(p, begin, end); });
+    // a piece of work below ~100k multiply-adds costs less than waking a thread
+    const int64_t per_tile = tile::kN * p.k * p.m + 1;
+    const int64_t tiles = tile::blocks(p.n, tile::kN);
+    parallel(tiles, 1 + 131072 / per_tile,
+             [&](int64_t, int64_t begin, int64_t end) { kernels.gemm_tiles(p, begin, end); });
+  }
+};
+
+Shape output_shape(const Tensor& x, int64_t n) {
+  Shape s = shape_of(x);
+  s.back() = n;
+  return s;
+}
+
+Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, const OptTensor& x_scale_in,
+                      const Tensor& weight, const Tensor& w_scale, const OptTensor& group_scale, const OptTensor& bias,
+                      std::optional<ScalarType> out_dtype) {
+  const bool packed = x_in.scalar_type() == ScalarType::Byte;
+  check((packed && !int8_weight) || x_in.scalar_type() == ScalarType::Char, op, ": x_q has dtype ",
+        name_of(x_in.scalar_type()), ", expected int8", int8_weight ? "" : " or packed uint8");
+  check((weight.scalar_type() == ScalarType::Char) == int8_weight, op, ": weight has dtype ",
+        name_of(weight.scalar_type()), ", expected the tiles of prepack_int", int8_weight ? 8 : 4, "_weight");
+  const Tensor x = as_contiguous(x_in);
+  const Rows rows = rows_of(x, op, "x_q");
+  const int64_t k = packed ? 2 * rows.length : rows.length;
+  Layer layer(op, rows.count, k, weight, w_scale, group_scale, bias);
+  layer.p.max_code = packed ? 8 : 128;
+  OptTensor x_scale;
+  if (x_scale_in) {
+    check_dtype(*x_scale_in, ScalarType::Float, op, "x_scale");
+    check(x_scale_in->numel() == rows.count, op, ": x_scale has ", x_scale_in->numel(), " elements, expected ",
+          rows.count, ", one per row of x_q");
+    x_scale = as_contiguous(*x_scale_in);
+    layer.p.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
+  }
+  const ScalarType out = out_dtype.value_or(ScalarType::Float);
+  const cpu::DType dtype = float_dtype(out, op, "out_dtype");
+  Tensor y = empty(output_shape(x, layer.p.n), out);
+
+  const int64_t stride = (k + 7) / 8 * 8;
+  const bool direct = !packed && stride == k;
+  Workspace codes(direct ? 0 : rows.count * stride);
+  if (!direct) {
+    int8_t* to = codes.as<int8_t>();
+    parallel(rows.count, 1 + 65536 / (k + 1), [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        int8_t* row = to + r * stride;
+        memset(row + k, 0, size_t(stride - k));
+        if (packed) {
+          const uint8_t* from = static_cast<const uint8_t*>(x.const_data_ptr()) + r * rows.length;
+          for (int64_t i = 0; i < rows.length; ++i)
+            row[2 * i] = int8_t(int4::decode_low(from[i])), row[2 * i + 1] = int8_t(int4::decode_high(from[i]));
+        } else {
+          memcpy(row, static_cast<const int8_t*>(x.const_data_ptr()) + r * k, size_t(k));
+        }
+      }
+    });
+  }
+  layer.p.x = direct ? static_cast<const int8_t*>(x.const_data_ptr()) : codes.as<int8_t>();
+  layer.p.x_stride = stride;
+  layer.run(y, dtype);
+  return y;
+}
+
+Tensor int4_linear(const Tensor& x_q, const OptTensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                   const OptTensor& group_scale, const OptTensor& bias, std::optional<ScalarType> out_dtype) {
+  return integer_linear("int4_linear", false, x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype);
+}
+
+Tensor int8_linear(const Tensor& x_q, const OptTensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                   const OptTensor& bias, std::optional<ScalarType> out_dtype) {
+  return integer_linear("int8_linear", true, x_q, x_scale, weight, w_scale, std::nullopt, bias, out_dtype);
+}
+
+Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_scale, const OptTensor& group_scale,
+                      const OptTensor& bias, int64_t activation_bits, double clip,
+                      std::optional<int64_t> hadamard_block, const OptTensor& shift_in) {
+  constexpr const char* op = "dynamic_linear";
+  check(activation_bits == 4 || activation_bits == 8, op, ": activation_bits is ", activation_bits,
+        ", expected 4 or 8");
+  check(clip > 0 && clip <= 1, op, ": clip is ", clip, ", expected 0 < clip <= 1");
+  const cpu::DType dtype = float_dtype(x_in.scalar_type(), op, "x");
+  const Tensor x = as_contiguous(x_in);
+  const Rows rows = rows_of(x, op, "x");
+  Layer layer(op, rows.count, rows.length, weight, w_scale, group_scale, bias);
+  Tensor y = empty(output_shape(x, layer.p.n), x.scalar_type());
+
+  cpu::QuantizeParams q{};
+  q.x = x.const_data_ptr(), q.x_dtype = dtype, q.k = q.x_stride = rows.length;
+  OptTensor shift;
+  if (shift_in) {
+    check_dtype(*shift_in, ScalarType::Float, op, "shift");
+    check_shape(*shift_in, {rows.length}, op, "shift");
+    shift = as_contiguous(*shift_in);
+    q.shift = static_cast<const float*>(shift->const_data_ptr());
+  }
+  if (hadamard_block && rows.length) {
+    const Transform t = transform_of(rows.length, hadamard_block, false, op);
+    q.order = t.order, q.two = t.two, q.h = t.h;
+  }
+  q.bits = int(activation_bits), q.clip = float(clip), q.q_stride = (rows.length + 7) / 8 * 8;
+  const cpu::Kernels& kernels = cpu::active();
+  const int64_t scratch = (kernels.quantize_scratch(q) + 15) / 16 * 16;
+  const bool plain = !q.order && !q.shift;  // reads x itself: no scratch
+  const int64_t scales = (rows.count + 15) / 16 * 16, codes = (rows.count * q.q_stride + 63) / 64 * 64;
+  Workspace work(scales * 4 + codes + (plain ? 0 : scratch * 4 * threads()));
+  float* scale = work.as<float>();
+  int8_t* code = reinterpret_cast<int8_t*>(scale + scales);
+  float* row = reinterpret_cast<float*>(code + codes);
+  q.scale = scale, q.q = code;
+  parallel(rows.count, 1 + 32768 / (rows.length + 1), [&](int64_t thread, int64_t begin, int64_t end) {
+    kernels.quantize_rows(q, plain ? nullptr : row + thread * scratch, begin, end);
+  });
+  check_finite(scale, rows.count, op);
+  layer.p.max_code = q.bits == 4 ? 8 : 127;
+  layer.p.x = code, layer.p.x_stride = q.q_stride, layer.p.x_scale = scale;
+  layer.run(y, dtype);
+  return y;
+}
+
+}  // namespace
+}  // namespace lowbit::ops
+
+STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
+  using namespace lowbit::ops;
+  m.impl("prepack_int4_weight", TORCH_BOX(&prepack_int4_weight));
+  m.impl("prepack_int8_weight", TORCH_BOX(&prepack_int8_weight));
+  m.impl("prepack_group_scale", TORCH_BOX(&prepack_group_scale));
+  m.impl("int4_linear", TORCH_BOX(&int4_linear));
+  m.impl("int8_linear", TORCH_BOX(&int8_linear));
+  m.impl("dynamic_linear", TORCH_BOX(&dynamic_linear));
+}

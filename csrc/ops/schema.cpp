@@ -1,0 +1,26 @@
+// Every schema of the library, in one place.
+#include "common.h"
+
+STABLE_TORCH_LIBRARY(lowbit, m) {
+  m.def("pack_int4(Tensor q) -> Tensor");
+  m.def("unpack_int4(Tensor packed, int? k=None) -> Tensor");
+  m.def("prepack_int4_weight(Tensor weight_packed) -> Tensor");
+  m.def("prepack_int8_weight(Tensor weight) -> Tensor");
+  m.def("prepack_group_scale(Tensor group_scale) -> Tensor");
+  m.def("quantize_int4(Tensor x, float clip=1.0) -> (Tensor, Tensor)");
+  m.def("quantize_int8(Tensor x, float clip=1.0) -> (Tensor, Tensor)");
+  m.def("hadamard(Tensor x, float scale=1.0, int? block=None, bool transpose=False) -> Tensor");
+  m.def("hadamard_(Tensor(a!) x, float scale=1.0, int? block=None, bool transpose=False) -> ()");
+  m.def("hadamard_quantize(Tensor x, int bits, float clip=1.0, int? block=None) -> (Tensor, Tensor)");
+  m.def(
+      "int4_linear(Tensor x_q, Tensor? x_scale, Tensor weight, Tensor w_scale, Tensor? group_scale=None, "
+      "Tensor? bias=None, ScalarType? out_dtype=None) -> Tensor");
+  m.def(
+      "int8_linear(Tensor x_q, Tensor? x_scale, Tensor weight, Tensor w_scale, Tensor? bias=None, "
+      "ScalarType? out_dtype=None) -> Tensor");
+  m.def(
+      "dynamic_linear(Tensor x, Tensor weight, Tensor w_scale, Tensor? group_scale=None, Tensor? bias=None, "
+      "int activation_bits=8, float clip=1.0, int? hadamard_block=None, Tensor? shift=None) -> Tensor");
+  m.def("kv4_quantize(Tensor x, float clip=1.0) -> (Tensor, Tensor)");
+  m.def("kv4_dequantize(Tensor packed, Tensor params, ScalarType? dtype=None, int? d=None) -> Tensor");
+}

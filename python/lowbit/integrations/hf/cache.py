@@ -1,0 +1,164 @@
+"""Int4Cache: a transformers cache of 4-bit keys and values (QuaRot, arXiv 2404.00456, section 4.2)."""
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from lowbit import ops
+
+_MIN_CAPACITY = 64
+
+
+class _Packed:
+    """One growing tensor of vectors [B, H, T, D], quantised per vector; the capacity doubles."""
+
+    def __init__(self, clip: float, block: int | None):
+        self.clip, self.block = clip, block  # block: of the Hadamard before quantising, None = none
+        self.codes: Tensor | None = None  # uint8 [B, H, capacity, ceil(D/2)]
+        self.params: Tensor | None = None  # fp16 [B, H, capacity, 2]: scale, zero
+        self.d = 0
+
+    def append(self, x: Tensor, length: int) -> None:
+        """Quantise x [B, H, T, D] into positions length .. length + T."""
+        self.d = x.shape[-1]
+        if self.block is not None:
+            x = ops.hadamard(x.contiguous(), self.block**-0.5, self.block)
+        codes, params = ops.kv4_quantize(x.contiguous(), self.clip)
+        new = length + x.shape[-2]
+        self.codes = _grow(self.codes, codes, length, new)
+        self.params = _grow(self.params, params, length, new)
+        self.codes[:, :, length:new] = codes
+        self.params[:, :, length:new] = params
+
+    def read(self, length: int, dtype: torch.dtype) -> Tensor:
+        """[B, H, length, D] of dtype, the Hadamard undone."""
+        codes, params = self.codes[:, :, :length].contiguous(), self.params[:, :, :length].contiguous()
+        x = ops.kv4_dequantize(codes, params, dtype, self.d)
+        return x if self.block is None else ops.hadamard(x, self.block**-0.5, self.block)
+
+    def index(self, rows: Tensor) -> None:
+        rows = rows.to(self.codes.device)
+        self.codes, self.params = self.codes[rows], self.params[rows]
+
+
+def _grow(buffer: Tensor | None, like: Tensor, length: int, new: int) -> Tensor:
+    if buffer is not None and buffer.shape[2] >= new:
+        return buffer
+    capacity = max(new, _MIN_CAPACITY if buffer is None else 2 * buffer.shape[2])
+    grown = like.new_empty((*like.shape[:2], capacity, like.shape[3]))
+    if length:
+        grown[:, :, :length] = buffer[:, :, :length]
+    return grown
+
+
+class Int4Layer(DynamicLayer):
+    """Keys and values of one attention layer. clip: share of a vector's range; key_block: of R3, or None."""
+
+    def __init__(self, clip: float = 1.0, key_block: int | None = None):
+        super().__init__()
+        self._packed_keys, self._packed_values = _Packed(clip, key_block), _Packed(clip, None)
+        self._length = 0
+        self.dtype, self.device = None, None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append [B, H, T, D] and return everything stored, dequantised to the dtype of the arguments.
+
+        Where gradients flow into the new states, they pass straight through the quantiser.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        out = []
+        for packed, x in ((self._packed_keys, key_states), (self._packed_values, value_states)):
+            with torch.no_grad():
+                packed.append(x, self._length)
+                full = packed.read(self._length + x.shape[-2], x.dtype)
+            if torch.is_grad_enabled() and x.requires_grad:
+                new = full[:, :, self._length :]
+                full = torch.cat((full[:, :, : self._length], x + (new - x.detach())), 2)
+            out.append(full)
+        self._length += key_states.shape[-2]
+        return out[0], out[1]
+
+    def get_seq_length(self, *args) -> int:
+        return self._length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._length + query_length, 0
+
+    @property
+    def batch_size(self) -> int:
+        return -1 if self._length == 0 else self._packed_keys.codes.shape[0]
+
+    def nbytes(self) -> int:
+        """Bytes held, the spare capacity included."""
+        parts = (self._packed_keys, self._packed_values)
+        return sum(t.numel() * t.element_size() for p in parts for t in (p.codes, p.params) if t is not None)
+
+    def reset(self) -> None:
+        self._length = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Negative: drop that many of the last tokens. Positive: keep at most that many (as once)."""
+        keep = self._length + tokens_to_remove if tokens_to_remove <= 0 else tokens_to_remove
+        self._length = max(0, min(self._length, keep))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self._length:
+            self._packed_keys.index(indices)
+            self._packed_values.index(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self._length:
+            self.batch_select_indices(torch.arange(self._packed_keys.codes.shape[0]).repeat_interleave(repeats))
+
+    def offload(self) -> None:
+        raise NotImplementedError("Int4Cache: expected a cache without offloading, got offload()")
+
+    prefetch = offload
+
+
+class Int4Cache(Cache):
+    """A cache of `Int4Layer`s, created as layers appear.
+
+    clip: share of each vector's range that the 16 levels span, in (0, 1]. key_block: block size of the
+    Hadamard that keys get before quantisation and lose after it (R3), None for none. It suits any attention
+    that reads keys and values through `Cache.update`.
+    """
+
+    def __init__(self, clip: float = 0.95, key_block: int | None = None):
+        if not 0.0 < clip <= 1.0:
+            raise ValueError(f"clip: expected a value in (0, 1], got {clip}")
+        self.clip, self.key_block = clip, key_block
+        super().__init__(layer_class_to_replicate=self._new_layer)
+
+    def _new_layer(self) -> Int4Layer:
+        return Int4Layer(self.clip, self.key_block)
+
+    def nbytes(self) -> int:
+        """Bytes held by all layers."""
+        return sum(layer.nbytes() for layer in self.layers)
+
+
+class CacheHook:
+    """Decoder pre-hook: where the caller brings no cache, or an empty default one, an Int4Cache takes its
+    place.
+
+    So a plain `model(ids)`, `generate()` and evaluation harnesses all see the quantised cache. A cache that
+    already holds tokens, or that the caller chose (static, sliding, quantised), is left alone.
+    """
+
+    def __init__(self, clip: float, key_block: int | None):
+        self.clip, self.key_block = clip, key_block
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        cache = kwargs.get("past_key_values")
+        if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
+            kwargs = {**kwargs, "past_key_values": Int4Cache(self.clip, self.key_block)}
+        return args, kwargs

@@ -1,0 +1,33 @@
+"""The ops under `torch.ops.lowbit`, by name. Shapes, dtypes, errors and sources: docs/ops.md."""
+
+import torch
+
+from .. import _ext
+from .._ext import isa, isas, set_isa
+from . import autograd, fake
+
+autograd.register()
+
+NAMES = (
+    "dynamic_linear", "hadamard", "hadamard_", "hadamard_quantize", "int4_linear", "int8_linear", "kv4_dequantize",
+    "kv4_quantize", "pack_int4", "prepack_group_scale", "prepack_int4_weight", "prepack_int8_weight", "quantize_int4",
+    "quantize_int8", "unpack_int4",
+)
+
+dynamic_linear = torch.ops.lowbit.dynamic_linear
+hadamard = torch.ops.lowbit.hadamard
+hadamard_ = torch.ops.lowbit.hadamard_
+hadamard_quantize = torch.ops.lowbit.hadamard_quantize
+int4_linear = torch.ops.lowbit.int4_linear
+int8_linear = torch.ops.lowbit.int8_linear
+kv4_dequantize = torch.ops.lowbit.kv4_dequantize
+kv4_quantize = torch.ops.lowbit.kv4_quantize
+pack_int4 = torch.ops.lowbit.pack_int4
+prepack_group_scale = torch.ops.lowbit.prepack_group_scale
+prepack_int4_weight = torch.ops.lowbit.prepack_int4_weight
+prepack_int8_weight = torch.ops.lowbit.prepack_int8_weight
+quantize_int4 = torch.ops.lowbit.quantize_int4
+quantize_int8 = torch.ops.lowbit.quantize_int8
+unpack_int4 = torch.ops.lowbit.unpack_int4
+
+__all__ = [*NAMES, "NAMES", "_ext", "fake", "isa", "isas", "set_isa"]

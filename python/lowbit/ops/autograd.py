@@ -1,0 +1,47 @@
+"""Gradients with respect to activations.
+
+`hadamard` is linear, so its gradient is the transposed transform (H_K of Paley's first kind is not symmetric).
+`dynamic_linear` rounds its input; its gradient takes the rounding as the identity (straight-through) and returns
+grad_y @ W, sent back through the transposed Hadamard. Weights and scales are frozen: they get no gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from ..reference.int_gemm import dequantize_weight
+
+
+def _hadamard_setup(ctx, inputs, output) -> None:
+    _, ctx.scale, ctx.block, ctx.transpose = inputs
+
+
+def _hadamard_backward(ctx, grad: Tensor):
+    return torch.ops.lowbit.hadamard(grad, ctx.scale, ctx.block, not ctx.transpose), None, None, None
+
+
+def _dynamic_linear_setup(ctx, inputs, output) -> None:
+    x, weight, w_scale, group_scale, bias, _bits, _clip, ctx.block, _shift = inputs
+    ctx.k = x.shape[-1]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(weight, w_scale, group_scale)
+
+
+def _dynamic_linear_backward(ctx, grad: Tensor):
+    weight, w_scale, group_scale = ctx.saved_tensors
+    grad_x = None
+    if ctx.needs_input_grad[0]:
+        grad_x = (grad.float() @ dequantize_weight(weight, w_scale, group_scale, ctx.k)).to(grad.dtype)
+        if ctx.block is not None and ctx.k:
+            n = ctx.block or ctx.k
+            grad_x = torch.ops.lowbit.hadamard(grad_x, n**-0.5, n, True)
+    grad_bias = None
+    if ctx.needs_input_grad[4]:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
+    return grad_x, None, None, None, grad_bias, None, None, None, None
+
+
+def register() -> None:
+    torch.library.register_autograd("lowbit::hadamard", _hadamard_backward, setup_context=_hadamard_setup)
+    torch.library.register_autograd(
+        "lowbit::dynamic_linear", _dynamic_linear_backward, setup_context=_dynamic_linear_setup
+    )

@@ -1,0 +1,113 @@
+"""Shapes and dtypes of every op, for torch.compile and meta tensors."""
+
+import torch
+from torch import Tensor
+
+from ..reference.layout import TILE_K, TILE_N
+
+
+def _blocks(size: int, of: int) -> int:
+    return (size + of - 1) // of
+
+
+def _fake(name: str):
+    return torch.library.register_fake(f"lowbit::{name}")
+
+
+@_fake("pack_int4")
+def _(q: Tensor) -> Tensor:
+    return q.new_empty((*q.shape[:-1], _blocks(q.shape[-1], 2)), dtype=torch.uint8)
+
+
+@_fake("unpack_int4")
+def _(packed: Tensor, k: int | None = None) -> Tensor:
+    return packed.new_empty((*packed.shape[:-1], 2 * packed.shape[-1] if k is None else k), dtype=torch.int8)
+
+
+@_fake("prepack_int4_weight")
+def _(weight_packed: Tensor) -> Tensor:
+    n, b = weight_packed.shape
+    return weight_packed.new_empty((_blocks(n, TILE_N), _blocks(2 * b, TILE_K), 64))
+
+
+@_fake("prepack_int8_weight")
+def _(weight: Tensor) -> Tensor:
+    n, k = weight.shape
+    return weight.new_empty((_blocks(n, TILE_N), _blocks(k, TILE_K), 128))
+
+
+@_fake("prepack_group_scale")
+def _(group_scale: Tensor) -> Tensor:
+    n, g = group_scale.shape
+    return group_scale.new_empty((_blocks(n, TILE_N), g, TILE_N))
+
+
+def _quantized(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    k = x.shape[-1] if bits == 8 else _blocks(x.shape[-1], 2)
+    q = x.new_empty((*x.shape[:-1], k), dtype=torch.int8 if bits == 8 else torch.uint8)
+    return q, x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+@_fake("quantize_int4")
+def _(x: Tensor, clip: float = 1.0) -> tuple[Tensor, Tensor]:
+    return _quantized(x, 4)
+
+
+@_fake("quantize_int8")
+def _(x: Tensor, clip: float = 1.0) -> tuple[Tensor, Tensor]:
+    return _quantized(x, 8)
+
+
+@_fake("hadamard")
+def _(x: Tensor, scale: float = 1.0, block: int | None = None, transpose: bool = False) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_fake("hadamard_")
+def _(x: Tensor, scale: float = 1.0, block: int | None = None, transpose: bool = False) -> None:
+    return None
+
+
+@_fake("hadamard_quantize")
+def _(x: Tensor, bits: int, clip: float = 1.0, block: int | None = None) -> tuple[Tensor, Tensor]:
+    return _quantized(x, bits)
+
+
+def _linear(x: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n), dtype=dtype)
+
+
+@_fake("int4_linear")
+def _(
+    x_q: Tensor, x_scale: Tensor | None, weight: Tensor, w_scale: Tensor, group_scale: Tensor | None = None,
+    bias: Tensor | None = None, out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
+
+
+@_fake("int8_linear")
+def _(
+    x_q: Tensor, x_scale: Tensor | None, weight: Tensor, w_scale: Tensor, bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
+
+
+@_fake("dynamic_linear")
+def _(
+    x: Tensor, weight: Tensor, w_scale: Tensor, group_scale: Tensor | None = None, bias: Tensor | None = None,
+    activation_bits: int = 8, clip: float = 1.0, hadamard_block: int | None = None, shift: Tensor | None = None,
+) -> Tensor:
+    return _linear(x, w_scale.numel(), x.dtype)
+
+
+@_fake("kv4_quantize")
+def _(x: Tensor, clip: float = 1.0) -> tuple[Tensor, Tensor]:
+    packed = x.new_empty((*x.shape[:-1], _blocks(x.shape[-1], 2)), dtype=torch.uint8)
+    return packed, x.new_empty((*x.shape[:-1], 2), dtype=torch.float16)
+
+
+@_fake("kv4_dequantize")
+def _(packed: Tensor, params: Tensor, dtype: torch.dtype | None = None, d: int | None = None) -> Tensor:
+    d = 2 * packed.shape[-1] if d is None else d
+    return packed.new_empty((*packed.shape[:-1], d), dtype=dtype or torch.float32)

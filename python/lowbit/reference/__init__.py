@@ -1,0 +1,26 @@
+"""Plain-PyTorch definition of every op: the specification, slow on purpose.
+
+Each function has the signature of the `torch.ops.lowbit` op of the same name and, where DESIGN's numeric
+contract promises it, the same bits. Nothing here is used by the fast path; tests compare the two.
+"""
+
+from .int_gemm import dequantize_weight, dynamic_linear, int4_linear, int8_linear
+from .kv_cache import kv4_dequantize, kv4_quantize
+from .layout import (
+    pack_int4,
+    prepack_group_scale,
+    prepack_int4_weight,
+    prepack_int8_weight,
+    unpack_int4,
+    unprepack_int4_weight,
+    unprepack_int8_weight,
+)
+from .quantize import quantize_int4, quantize_int8
+from .transform import hadamard, hadamard_matrix, hadamard_quantize
+
+__all__ = [
+    "dequantize_weight", "dynamic_linear", "hadamard", "hadamard_matrix", "hadamard_quantize", "int4_linear",
+    "int8_linear", "kv4_dequantize", "kv4_quantize", "pack_int4", "prepack_group_scale", "prepack_int4_weight",
+    "prepack_int8_weight", "quantize_int4", "quantize_int8", "unpack_int4", "unprepack_int4_weight",
+    "unprepack_int8_weight",
+]

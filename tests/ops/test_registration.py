@@ -1,0 +1,97 @@
+"""Every op that is registered has a CPU kernel, a fake kernel, an oracle and samples; opcheck; fullgraph
+compile.
+"""
+
+import lowbit.ops
+import pytest
+import torch
+from torch import Tensor
+
+from tests.oracle import compare
+
+from .samples import SAMPLES, call
+from .support import OPS
+
+REGISTERED = sorted(
+    name.removeprefix("lowbit::").split(".")[0]
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith("lowbit::")
+)
+CALLS = [
+    pytest.param(name, args, want, id=f"{name}-{i}")
+    for name, samples in SAMPLES.items()
+    for i, (args, want) in enumerate(samples())
+]
+
+
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def test_nothing_is_missing():
+    assert set(REGISTERED) == set(SAMPLES) == set(lowbit.ops.NAMES)
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_has_cpu_kernel_fake_kernel_samples_and_public_name(name):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lowbit::{name}", "CPU")
+    assert torch._library.simple_registry.singleton.find(f"lowbit::{name}").fake_impl.kernel is not None
+    assert list(SAMPLES[name]())
+    assert getattr(lowbit.ops, name) is getattr(OPS, name)
+
+
+@pytest.mark.parametrize("name,args,want", CALLS)
+def test_oracle(name, args, want, isa):
+    for got, expected in zip(call(name, args), as_tuple(want), strict=True):
+        compare.exact(got, expected)
+
+
+@pytest.mark.parametrize("name,args,want", CALLS)
+def test_opcheck(name, args, want):
+    torch.library.opcheck(getattr(OPS, name).default, args)
+
+
+@pytest.mark.parametrize("name", ["hadamard", "dynamic_linear"])
+def test_opcheck_with_gradient(name):
+    for args, _ in SAMPLES[name]():
+        args = (args[0].clone().requires_grad_(), *args[1:])
+        torch.library.opcheck(getattr(OPS, name).default, args)
+
+
+@pytest.mark.parametrize("name,args,want", CALLS)
+def test_fake_result_has_the_real_shape(name, args, want):
+    real = call(name, args)
+    meta = tuple(a.to("meta") if isinstance(a, Tensor) else a for a in args)
+    for fake, actual in zip(call(name, meta), real, strict=True):
+        assert fake.shape == actual.shape and fake.dtype == actual.dtype and fake.stride() == actual.stride()
+
+
+@pytest.mark.parametrize("name,args,want", CALLS)
+def test_compiles_in_one_graph(name, args, want):
+    def run(*inputs):
+        return call(name, inputs)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
+    for got, expected in zip(compiled(*args), as_tuple(want), strict=True):
+        compare.exact(got, expected)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor_compiles_a_chain(dynamic):
+    """Ops between ordinary torch code, through the default backend, also at a second batch size."""
+    (_, *layer), _ = next(iter(SAMPLES["dynamic_linear"]()))
+
+    def block(x):
+        h = OPS.hadamard(torch.relu(x) + 1, 0.125)
+        q, scale = OPS.quantize_int8(h)
+        return OPS.dynamic_linear(h, *layer) + scale.unsqueeze(-1) + q.float().mean()
+
+    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic)
+    for rows in (3, 5):
+        x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows))
+        got, want = compiled(x), block(x)
+        assert got.dtype == want.dtype and got.shape == want.shape
+        error = (got - want).abs().max().item()
+        assert error <= 1e-5 * want.abs().max().item()
+    torch._dynamo.reset()

@@ -1,0 +1,55 @@
+"""One binary for every torch from 2.10 on: the library uses the stable ABI and links nothing else."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import lowbit
+import pytest
+
+LIBRARY = Path(lowbit.build_info()["library"])
+
+
+def test_audit_says_stable_from_torch_2_10():
+    tool = shutil.which("torch-abi-audit") or str(Path(sys.executable).with_name("torch-abi-audit"))
+    if not Path(tool).exists():
+        pytest.skip("torch-abi-audit is not installed")
+    result = subprocess.run([tool, str(LIBRARY)], capture_output=True, text=True, check=False)
+    text = result.stdout + result.stderr
+    assert result.returncode == 0, text
+    assert re.search(r"^\s*Torch ABI:\s+STABLE$", text, re.MULTILINE), text
+    assert re.search(r"^\s*Min torch:\s+2\.10\.0$", text, re.MULTILINE), text
+    assert re.search(r"unstable=0\b", text), text
+
+
+def dynamic(flag):
+    readelf = shutil.which("readelf")
+    if not readelf:
+        pytest.skip("readelf is not installed")
+    return subprocess.run(
+        [readelf, flag, "-W", str(LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_links_libtorch_cpu_and_the_c_library_only():
+    needed = set(re.findall(r"NEEDED.*\[(.+?)\]", dynamic("-d")))
+    assert needed - {"libtorch_cpu.so"} <= {
+        "libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "ld-linux-x86-64.so.2", "libgomp.so.1",
+    }, needed  # fmt: skip
+    assert "libtorch_cpu.so" in needed
+    assert not re.search(r"\((RPATH|RUNPATH)\)", dynamic("-d"))
+
+
+def test_no_symbol_of_the_unstable_abi_is_imported():
+    undefined = re.findall(r"\bUND (\S+)", dynamic("--dyn-syms"))
+    wrong = [s for s in undefined if re.match(r"_ZN?K?(2at|3c10|5torch)", s)]
+    assert not wrong
+
+
+def test_only_the_documented_symbols_are_exported():
+    symbols = re.findall(r"\bGLOBAL +DEFAULT +\d+ (\S+)", dynamic("--dyn-syms"))
+    ours = [s for s in symbols if "lowbit" in s and not s.startswith("_Z")]
+    assert {"lowbit_isas", "lowbit_active_isa", "lowbit_set_isa"} <= set(ours)
+    assert not [s for s in symbols if s.startswith("_ZN6lowbit")]
