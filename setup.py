@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def torch_dir() -> Path:
-    """The installed torch package. Under pip's build isolation the running prefix is still the user's environment."""
+    """The installed torch package. Under build isolation the running prefix is still the user's."""
     if given := os.environ.get("LOWBIT_TORCH_DIR"):
         roots = [Path(given).parent]
     else:
@@ -44,8 +44,17 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"cmake-{sysconfig.get_platform()}"
         ninja = shutil.which("ninja")  # named because an isolated build has a new one each time
         subprocess.check_call(
-            ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DTORCH_DIR={torch_dir()}",
-             f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+            [
+                "cmake",
+                "-S",
+                str(ROOT),
+                "-B",
+                str(build),
+                "-G",
+                "Ninja",
+                f"-DTORCH_DIR={torch_dir()}",
+                f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            ]
         )
         subprocess.check_call(["cmake", "--build", str(build), "--target", "lowbit"])
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

@@ -32,9 +32,10 @@ const std::vector<Isa>& isa_table() {
     t.push_back({"scalar", "any CPU", true, &scalar::kernels});
 #if defined(LOWBIT_HAVE_X86)
     __builtin_cpu_init();
-    t.push_back({"avx2", "AVX2, FMA, F16C",
-                 __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
-                 &avx2::kernels});
+    t.push_back(
+        {"avx2", "AVX2, FMA, F16C",
+         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
+         &avx2::kernels});
     t.push_back({"avx512", "AVX-512 F, BW, DQ, VL, VNNI",
                  __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -53,8 +54,8 @@ const Kernels* find(const std::string& name) {
   for (const Isa& isa : isa_table()) {
     if (name == isa.name) {
       if (isa.supported) return isa.kernels;
-      throw std::runtime_error("LOWBIT_FORCE_ISA: this CPU lacks " + std::string(isa.features) + ", which isa '" +
-                               name + "' needs");
+      throw std::runtime_error("LOWBIT_FORCE_ISA: this CPU lacks " + std::string(isa.features) +
+                               ", which isa '" + name + "' needs");
     }
     known += (known.empty() ? "" : ", ") + std::string(isa.name);
   }

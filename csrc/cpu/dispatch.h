@@ -1,4 +1,5 @@
-// The seam between ops and kernels: plain structs of pointers, and one table of functions per instruction set.
+// The seam between ops and kernels: plain structs of pointers, and one table of functions per instruction
+// set.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,14 @@
 #include <vector>
 
 namespace lowbit::cpu {
+
+// A Hadamard matrix H_K as the kernels use it: row j, four columns 4g..4g+3 at a time. Their signed sum is
+// sign * combination, one of the eight (x0 +- x1) +- (x2 +- x3): bit 2 of its number is the sign of x1, bit 1
+// that of x3 and bit 0 the middle one.
+struct MixTable {
+  const uint8_t* combination;  // [K, K/4], 0..7
+  const float* sign;           // [K, K/4], +-1
+};
 
 enum class DType : int32_t { f32, bf16, f16 };
 
@@ -17,22 +26,23 @@ struct QuantizeParams {
   const float* shift;  // [k] subtracted first, or null
   // Hadamard before quantising: order = K * two over each block of k; order 0 = none
   int64_t order, two;
-  const float* h;  // [K, K] of +-1, null when K = 1
-  int bits;        // 4 or 8: qmax 7 or 127
+  const MixTable* mix;  // of H_K, null when K = 1
+  int bits;             // 4 or 8: qmax 7 or 127
   float clip;
-  bool packed;      // bits 4 only: q holds nibbles, q_stride = ceil(k / 2)
-  void* q;          // int8 [rows, q_stride] or packed uint8
+  bool packed;  // bits 4 only: q holds nibbles, q_stride = ceil(k / 2)
+  void* q;      // int8 [rows, q_stride] or packed uint8
   int64_t q_stride;
   float* scale;  // [rows]
 };
 
-// y = scale * (H_K x H_two) x over each `order` = K * two of n; x and y [rows, n] contiguous, may be the same memory.
+// y = scale * (H_K x H_two) x over each `order` = K * two of n; x and y [rows, n] contiguous, may be the same
+// memory.
 struct HadamardParams {
   const void* x;
   void* y;
   DType dtype;
   int64_t n, order, two;
-  const float* h;  // [K, K], row j = output j; null when K = 1
+  const MixTable* mix;  // of H_K, null when K = 1
   float scale;
 };
 
@@ -45,7 +55,7 @@ struct GemmParams {
   int64_t group;               // k per group, multiple of 8; ignored without group_scale
   const int8_t* x;             // [m, x_stride]: codes, zero past k up to a multiple of 8
   int64_t x_stride;
-  int max_code;         // promised: |x| <= 8 (int4), 127 (quantize_int8) or 128 (any int8)
+  int max_code;          // promised: |x| <= 8 (int4), 127 (quantize_int8) or 128 (any int8)
   const float* w_scale;  // [n]
   const float* x_scale;  // [m] or null
   const float* bias;     // [n] or null
@@ -92,8 +102,9 @@ const Kernels& active();
 // Switches at run time (tests, benches); throws std::runtime_error naming what exists.
 void set_active(const std::string& name);
 
-// [k, k] floats of +-1 with H H^T = k I, kept for the life of the process; null where no construction is known.
-const float* hadamard_matrix(int64_t k, bool transpose);
+// H_k with H H^T = k I, or its transpose, kept for the life of the process; null where no construction is
+// known. k is a multiple of 4.
+const MixTable* mix_table(int64_t k, bool transpose);
 // order = K * two with the smallest constructible K; false where there is none.
 bool split_order(int64_t order, int64_t* k, int64_t* two);
 

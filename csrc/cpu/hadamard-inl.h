@@ -1,8 +1,9 @@
 // Fast Walsh-Hadamard transform of order K * 2^m. Included once per instruction set after its vec header.
 //
-// Butterflies of stride 1, 2, 4, ... in fp32. One pass over memory does several strides: the first, on 8 registers,
-// does all that fit inside them; each later pass combines 8 (then 4, 2) registers a stride apart. The order of the
-// additions that make up one output never changes, so every instruction set gives the same bits.
+// Butterflies of stride 1, 2, 4, ... in fp32. One pass over memory does several strides: the first, on 8
+// registers, does all that fit inside them; each later pass combines 8 (then 4, 2) registers a stride apart.
+// The order of the additions that make up one output never changes, so every instruction set gives the same
+// bits.
 #pragma once
 
 #include "dispatch.h"
@@ -110,72 +111,117 @@ static void fwht(const In* x, Out* y, float* work, int64_t n, int64_t two, float
   }
 }
 
-// kCols registers of columns from c on: y[j, c] = scale * sum_i h[j, i] x[i, c], i in order.
-// 4 outputs x kCols chains of additions: with two columns a sign, loaded once, serves two of them.
-template <int kCols, class Out>
-static inline void mix_columns(const float* x, Out* y, const float* h, int64_t order, int64_t two, float scale) {
-  constexpr int kRows = 4;  // order is a multiple of 4
-  const V s = set1(scale);
+constexpr int64_t kMixColumns = 2 * kLanes;  // columns that one pass of mix takes
+
+// Workspace of mix: eight combinations of every four inputs, kMixColumns wide.
+static inline int64_t mix_scratch(int64_t order) { return order > 1 ? 2 * order * kMixColumns : 0; }
+
+template <class T>
+static inline V load_some(const T* x, int64_t count) {  // the first count < kLanes lanes, others zero
+  alignas(64) T t[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) t[i] = x[i];
+  return load(t);
+}
+
+template <class T>
+static inline void store_some(T* y, V v, int64_t count) {
+  alignas(64) T t[kLanes];
+  store(t, v);
+  for (int64_t i = 0; i < count; ++i) y[i] = t[i];
+}
+
+// sums[g][8][kCols] = (x0 +- x1) +- (x2 +- x3) of inputs 4g..4g+3, numbered as in MixTable.
+template <int kCols, bool kPartial>
+static inline void combine(const float* x, float* sums, int64_t order, int64_t two, int64_t count) {
+  constexpr int64_t kWidth = kCols * kLanes;
+  for (int64_t i = 0; i < order; i += 4, sums += 8 * kWidth)
+#pragma GCC unroll 2
+    for (int c = 0; c < kCols; ++c) {
+      V v[4];
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const float* from = x + (i + k) * two + c * kLanes;
+        v[k] = kPartial ? load_some(from, count) : load(from);
+      }
+      const V first[2] = {add(v[0], v[1]), sub(v[0], v[1])}, second[2] = {add(v[2], v[3]), sub(v[2], v[3])};
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        store(sums + 2 * k * kWidth + c * kLanes, add(first[k / 2], second[k % 2]));
+        store(sums + (2 * k + 1) * kWidth + c * kLanes, sub(first[k / 2], second[k % 2]));
+      }
+    }
+}
+
+// y[j, c] = scale * sum_i H[j, i] x[i, c] for kCols registers of columns (or `count` < kLanes columns of
+// one). Four inputs have only eight signed sums up to a sign. They are made once for the columns at hand, and
+// an output then adds one of them per four inputs: K^2 / 4 additions instead of K^2.
+template <int kCols, bool kPartial, class Out>
+static inline void mix_columns(const float* x, Out* y, const MixTable& h, int64_t order, int64_t two,
+                               int64_t count, float* sums, float scale) {
+  constexpr int kRows = 4;  // outputs at a time; order is a multiple of 4
+  constexpr int64_t kWidth = kCols * kLanes;
+  combine<kCols, kPartial>(x, sums, order, two, count);
+  const int64_t quads = order / 4;
+  const V s = set1(scale), zero = set1(0.f);
   for (int64_t j = 0; j < order; j += kRows) {
+    const uint8_t* which = h.combination + j * quads;
+    const float* sign = h.sign + j * quads;
     V acc[kRows][kCols];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-      for (int c = 0; c < kCols; ++c) acc[r][c] = mul(set1(h[(j + r) * order]), load(x + c * kLanes));
-    for (int64_t i = 1; i < order; ++i) {
-      V v[kCols];
-#pragma GCC unroll 2
-      for (int c = 0; c < kCols; ++c) v[c] = load(x + i * two + c * kLanes);
+      for (int c = 0; c < kCols; ++c) acc[r][c] = zero;
+    for (int64_t g = 0; g < quads; ++g) {
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const V sign = set1(h[(j + r) * order + i]);
+        const V plus_minus = set1(sign[r * quads + g]);
+        const float* sum = sums + (8 * g + which[r * quads + g]) * kWidth;
 #pragma GCC unroll 2
-        for (int c = 0; c < kCols; ++c) acc[r][c] = add_signed(acc[r][c], sign, v[c]);
+        for (int c = 0; c < kCols; ++c) acc[r][c] = add_signed(acc[r][c], plus_minus, load(sum + c * kLanes));
       }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-      for (int c = 0; c < kCols; ++c) store(y + (j + r) * two + c * kLanes, mul(acc[r][c], s));
+      for (int c = 0; c < kCols; ++c) {
+        Out* to = y + (j + r) * two + c * kLanes;
+        if (kPartial) store_some(to, mul(acc[r][c], s), count);
+        else store(to, mul(acc[r][c], s));
+      }
   }
 }
 
 template <class Out>
-static void mix(const float* x, Out* y, const float* h, int64_t order, int64_t two, float scale) {
+static void mix(const float* x, Out* y, const MixTable& h, int64_t order, int64_t two, float* sums,
+                float scale) {
   int64_t c = 0;
-  for (; c + 2 * kLanes <= two; c += 2 * kLanes) mix_columns<2>(x + c, y + c, h, order, two, scale);
-  for (; c + kLanes <= two; c += kLanes) mix_columns<1>(x + c, y + c, h, order, two, scale);
-  for (; c < two; ++c)
-    for (int64_t j = 0; j < order; ++j) {
-      float acc = h[j * order] * x[c];
-      for (int64_t i = 1; i < order; ++i) acc = acc + h[j * order + i] * x[i * two + c];
-      alignas(64) float t[kLanes] = {acc * scale};
-      Out o[kLanes];
-      store(o, load(t));
-      y[j * two + c] = o[0];
-    }
+  for (; c + 2 * kLanes <= two; c += 2 * kLanes)
+    mix_columns<2, false>(x + c, y + c, h, order, two, 0, sums, scale);
+  for (; c + kLanes <= two; c += kLanes) mix_columns<1, false>(x + c, y + c, h, order, two, 0, sums, scale);
+  if (c < two) mix_columns<1, true>(x + c, y + c, h, order, two, two - c, sums, scale);
 }
 
-// y[n] = scale * transform of x[n] over blocks of order * two; y may be x. work: n floats.
+// y[n] = scale * transform of x[n] over blocks of order * two; y may be x. work: n + mix_scratch floats.
 template <class In, class Out>
-static void hadamard_row(const In* x, Out* y, float* work, int64_t n, int64_t order, int64_t two, const float* h,
-                         float scale) {
+static void hadamard_row(const In* x, Out* y, float* work, int64_t n, int64_t order, int64_t two,
+                         const MixTable* h, float scale) {
   if (order == 1) return fwht(x, y, work, n, two, scale);
   fwht(x, work, static_cast<float*>(nullptr), n, two, 1.f);
-  for (int64_t base = 0; base < n; base += order * two) mix(work + base, y + base, h, order, two, scale);
+  for (int64_t base = 0; base < n; base += order * two)
+    mix(work + base, y + base, *h, order, two, work + n, scale);
 }
 
-static int64_t hadamard_scratch(const HadamardParams& p) { return p.n; }
+static int64_t hadamard_scratch(const HadamardParams& p) { return p.n + mix_scratch(p.order); }
 
 template <class T>
 static void hadamard_typed(const HadamardParams& p, float* scratch, int64_t begin, int64_t end) {
   const T* x = static_cast<const T*>(p.x);
   T* y = static_cast<T*>(p.y);
   if (p.order == 1)  // rows are contiguous: short ones share a chunk
-    return fwht(x + begin * p.n, y + begin * p.n, sizeof(T) == 4 ? nullptr : scratch, (end - begin) * p.n, p.two,
-                p.scale);
+    return fwht(x + begin * p.n, y + begin * p.n, sizeof(T) == 4 ? nullptr : scratch, (end - begin) * p.n,
+                p.two, p.scale);
   for (int64_t r = begin; r < end; ++r)
-    hadamard_row(x + r * p.n, y + r * p.n, scratch, p.n, p.order, p.two, p.h, p.scale);
+    hadamard_row(x + r * p.n, y + r * p.n, scratch, p.n, p.order, p.two, p.mix, p.scale);
 }
 
 static void hadamard_rows(const HadamardParams& p, float* scratch, int64_t begin, int64_t end) {

@@ -1,5 +1,6 @@
 // Construction of Hadamard matrices: Sylvester doubling, Paley I and II over GF(p^k), Williamson.
-// The same numbering of field elements and the same order of attempts as lowbit.reference, so the same matrices.
+// The same numbering of field elements and the same order of attempts as lowbit.reference, so the same
+// matrices.
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,8 +20,7 @@ struct Field {
 
   bool init(int64_t size) {
     q = size;
-    for (p = 2; p * p <= q && q % p; ++p) {
-    }
+    for (p = 2; p * p <= q && q % p; ++p) {}
     if (p * p > q) p = q;
     int64_t rest = q;
     while (rest % p == 0) rest /= p, ++degree;
@@ -38,8 +38,7 @@ struct Field {
   int64_t multiply(int64_t a, int64_t b, const std::vector<int>& mod) const {
     std::vector<int> prod(2 * degree - 1);
     for (int64_t i = 0; i < degree; ++i)
-      for (int64_t j = 0; j < degree; ++j)
-        prod[i + j] = int((prod[i + j] + digits[a][i] * digits[b][j]) % p);
+      for (int64_t j = 0; j < degree; ++j) prod[i + j] = int((prod[i + j] + digits[a][i] * digits[b][j]) % p);
     for (int64_t i = 2 * degree - 2; i >= degree; --i)
       for (int64_t j = 0; j < degree; ++j)
         prod[i - degree + j] = int(((prod[i - degree + j] - prod[i] * mod[j]) % p + p) % p);
@@ -94,7 +93,8 @@ Matrix paley1(int64_t k) {  // I + [[0, 1], [-1, Q]], q = 3 mod 4
   return h;
 }
 
-Matrix paley2(int64_t k) {  // C x [[1, 1], [1, -1]] + I x [[1, -1], [-1, -1]], C = [[0, 1], [1, Q]], q = 1 mod 4
+Matrix paley2(
+    int64_t k) {  // C x [[1, 1], [1, -1]] + I x [[1, -1], [-1, -1]], C = [[0, 1], [1, Q]], q = 1 mod 4
   Field f;
   const int64_t c = k / 2, q = c - 1;
   if (k % 4 || q % 4 != 1 || q < 5 || !f.init(q)) return {};
@@ -159,18 +159,29 @@ std::mutex lock;
 
 }  // namespace
 
-const float* hadamard_matrix(int64_t k, bool transpose) {
-  static std::map<std::pair<int64_t, bool>, std::unique_ptr<float[]>> kept;
+const MixTable* mix_table(int64_t k, bool transpose) {
+  struct Kept {
+    std::vector<uint8_t> combination;
+    std::vector<float> sign;
+    MixTable table;
+  };
+  static std::map<std::pair<int64_t, bool>, std::unique_ptr<Kept>> kept;
   const std::lock_guard<std::mutex> guard(lock);
   auto& slot = kept[{k, transpose}];
   if (!slot) {
     const Matrix& h = matrix(k);
-    if (h.empty()) return nullptr;
-    slot.reset(new float[k * k]);
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < k; ++j) slot[i * k + j] = h[transpose ? j * k + i : i * k + j];
+    if (h.empty() || k % 4) return nullptr;
+    slot = std::make_unique<Kept>();
+    for (int64_t j = 0; j < k; ++j)
+      for (int64_t i = 0; i < k; i += 4) {
+        int8_t s[4];
+        for (int64_t c = 0; c < 4; ++c) s[c] = h[transpose ? (i + c) * k + j : j * k + i + c];
+        slot->combination.push_back(uint8_t(4 * (s[1] != s[0]) + 2 * (s[3] != s[2]) + (s[2] != s[0])));
+        slot->sign.push_back(s[0]);
+      }
+    slot->table = {slot->combination.data(), slot->sign.data()};
   }
-  return slot.get();
+  return &slot->table;
 }
 
 bool split_order(int64_t order, int64_t* k, int64_t* two) {

@@ -1,8 +1,9 @@
-// Exact-integer GEMM, y[m, n] = epilogue(sum_k x[m, k] w[n, k]). Included once per instruction set after its vec header.
+// Exact-integer GEMM, y[m, n] = epilogue(sum_k x[m, k] w[n, k]). Included once per instruction set after its
+// vec header.
 //
-// Activations are packed into panels of R rows, K cut into blocks (a scale group, or as far as the block accumulator
-// cannot overflow). A panel holds, block by block, the zero-point corrections of its rows and then one word (4 codes)
-// per row and k4, so that the main loop reads it front to back:
+// Activations are packed into panels of R rows, K cut into blocks (a scale group, or as far as the block
+// accumulator cannot overflow). A panel holds, block by block, the zero-point corrections of its rows and
+// then one word (4 codes) per row and k4, so that the main loop reads it front to back:
 //
 //   panel = { corr[R], { word[R][kWordsPerK4] } x k4 of the block } x blocks
 #pragma once
@@ -12,8 +13,8 @@
 
 namespace lowbit::cpu::LOWBIT_ISA {
 
-// Loop order of a large problem: 96 rows (24 KiB of sums) x 4 tiles, then 512 k at a time (16 KiB of weights), so that
-// the weights stay in L1 while the panels pass, and each piece of a panel serves 4 tiles.
+// Loop order of a large problem: 96 rows (24 KiB of sums) x 4 tiles, then 512 k at a time (16 KiB of
+// weights), so that the weights stay in L1 while the panels pass, and each piece of a panel serves 4 tiles.
 constexpr int64_t kRowsInCache = 96, kTilesInCache = 4, kChunkK8 = 64;
 alignas(16) constexpr uint8_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
@@ -24,7 +25,8 @@ struct Blocking {
 template <class Dot>
 static inline Blocking blocking(const GemmParams& p) {
   const int64_t k8 = (p.k + 7) / 8, most = Dot::max_block(p.max_code) / 8;
-  // NOTE a group larger than the largest block is cut into several: each flush multiplies by its group's scale
+  // NOTE a group larger than the largest block is cut into several: each flush multiplies by its group's
+  // scale
   int64_t block = p.group_scale ? p.group / 8 : k8;
   block = block < most ? block : most;
   if (block < 1) block = 1;
@@ -80,7 +82,8 @@ struct Work {
   int64_t group_k8, scale_stride;
 };
 
-// total[r][16 t + i] += sum over k8 in [begin, end) of panel row r x channel i of tile t. `panel` is at `begin`.
+// total[r][16 t + i] += sum over k8 in [begin, end) of panel row r x channel i of tile t. `panel` is at
+// `begin`.
 template <class Dot, int R, int T>
 static void multiply_panel(const Work& w, int64_t begin, int64_t end, const int32_t* panel, int32_t* total) {
   constexpr int kStep = R * Dot::kWordsPerK4;  // words per k4
@@ -131,18 +134,19 @@ static inline void epilogue(const GemmParams& p, const int32_t* total, int64_t m
     for (int64_t i = 0; i < valid; ++i) y[i] = tail[i];
 }
 
-// Calls multiply_panel with the row count as a constant: full panels have Dot::kRows, the last one what is left.
+// Calls multiply_panel with the row count as a constant: full panels have Dot::kRows, the last one what is
+// left.
 template <class Dot, int T, int R = Dot::kRows>
-static inline void dispatch_rows(int64_t rows, const Work& w, int64_t begin, int64_t end, const int32_t* panel,
-                                 int32_t* total) {
+static inline void dispatch_rows(int64_t rows, const Work& w, int64_t begin, int64_t end,
+                                 const int32_t* panel, int32_t* total) {
   if constexpr (R > 0) {
     if (rows == R) return multiply_panel<Dot, R, T>(w, begin, end, panel, total);
     dispatch_rows<Dot, T, R - 1>(rows, w, begin, end, panel, total);
   }
 }
 
-static inline void write_rows(const GemmParams& p, const int32_t* total, int64_t row, int64_t rows, int64_t tile,
-                              int64_t tiles) {
+static inline void write_rows(const GemmParams& p, const int32_t* total, int64_t row, int64_t rows,
+                              int64_t tile, int64_t tiles) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t t = 0; t < tiles; ++t) {
       const int32_t* sum = total + (r * kTilesInCache + t) * tile::kN;
@@ -175,9 +179,12 @@ static void run_tiles(const GemmParams& p, int64_t tile_begin, int64_t tile_end)
           const int32_t* panel = p.panels + (row + r) / Dot::kRows * panel_stride +
                                  count * (k8 / b.block_k8 + 2 * k8 * Dot::kWordsPerK4);
           for (int64_t t = 0; t < tiles;) {
-            const Work w{b, p.weight + (tile + t) * b.k8 * tile_bytes, tile_bytes,
+            const Work w{b,
+                         p.weight + (tile + t) * b.k8 * tile_bytes,
+                         tile_bytes,
                          p.group_scale ? p.group_scale + (tile + t) * groups * tile::kN : nullptr,
-                         p.group_scale ? p.group / 8 : b.k8, p.group_scale ? groups * tile::kN : 0};
+                         p.group_scale ? p.group / 8 : b.k8,
+                         p.group_scale ? groups * tile::kN : 0};
             int32_t* sum = total + (r * kTilesInCache + t) * tile::kN;
             const bool wide = t + Dot::kTiles <= tiles;
             if (wide) dispatch_rows<Dot, Dot::kTiles>(count, w, k8, end, panel, sum);

@@ -1,4 +1,5 @@
-// The AVX-512 source over SIMDe's portable intrinsics: proves its bits on any x86. For the tests, never in a wheel.
+// The AVX-512 source over SIMDe's portable intrinsics: proves its bits on any x86. For the tests, never in a
+// wheel.
 #define LOWBIT_ISA avx512_simde
 #define LOWBIT_SIMDE
 #include "vec_avx512.h"

@@ -1,4 +1,5 @@
-// INT4 keys and values: asymmetric, fp16 scale and zero per token and head. Included once per instruction set.
+// INT4 keys and values: asymmetric, fp16 scale and zero per token and head. Included once per instruction
+// set.
 #pragma once
 
 #include "../numeric/float16.h"
@@ -21,7 +22,7 @@ static void kv4_quantize_typed(const Kv4Params& p, int64_t begin, int64_t end) {
     float lo = lane_min(low), hi = lane_max(high);
     if (i < p.d) {
       alignas(64) float t[kLanes];
-      store(t, load_tail(x + i, p.d - i));
+      store(t, load_some(x + i, p.d - i));
       for (int64_t j = 0; i + j < p.d; ++j) lo = t[j] < lo ? t[j] : lo, hi = t[j] > hi ? t[j] : hi;
     }
     const bool finite = uint32_t(max_abs(x, p.d)) < 0x7f800000u;
@@ -38,7 +39,7 @@ static void kv4_quantize_typed(const Kv4Params& p, int64_t begin, int64_t end) {
       const int64_t count = p.d - base < kKvChunk ? p.d - base : kKvChunk;
       int8_t q[kKvChunk + kLanes];
       for (i = 0; i < count; i += kLanes) {
-        const V v = i + kLanes <= count ? load(x + base + i) : load_tail(x + base + i, count - i);
+        const V v = i + kLanes <= count ? load(x + base + i) : load_some(x + base + i, count - i);
         store_i8(q + i, to_codes(sub(v, vz), inv, first, last));
       }
       for (i = 0; i < count / 2; ++i) packed[base / 2 + i] = uint8_t(q[2 * i] | (q[2 * i + 1] << 4));

@@ -10,15 +10,9 @@ static inline bool transformed(const QuantizeParams& p) { return p.order != 0 ||
 
 static inline int64_t padded(int64_t k) { return (k + 63) / 64 * 64; }
 
-// row in fp32, its transform, and the codes of a packed row (bytes)
-static int64_t quantize_scratch(const QuantizeParams& p) { return 2 * padded(p.k) + padded(p.k) / 4; }
-
-// The last k % kLanes elements, zero padded.
-template <class T>
-static inline V load_tail(const T* x, int64_t count) {
-  alignas(64) T t[kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) t[i] = x[i];
-  return load(t);
+// row in fp32, the codes of a packed row (bytes), and what the transform needs
+static int64_t quantize_scratch(const QuantizeParams& p) {
+  return padded(p.k) + padded(p.k) / 4 + p.k + mix_scratch(p.order);
 }
 
 template <class T>
@@ -30,7 +24,7 @@ static inline int32_t max_abs(const T* x, int64_t k) {
     m2 = max_abs_bits(m2, load(x + i + 2 * kLanes)), m3 = max_abs_bits(m3, load(x + i + 3 * kLanes));
   }
   for (; i + kLanes <= k; i += kLanes) m0 = max_abs_bits(m0, load(x + i));
-  if (i < k) m0 = max_abs_bits(m0, load_tail(x + i, k - i));
+  if (i < k) m0 = max_abs_bits(m0, load_some(x + i, k - i));
   int32_t best = 0;
   for (const I m : {m0, m1, m2, m3}) {
     const int32_t b = lane_max_bits(m);
@@ -47,7 +41,7 @@ static inline void write_codes(const T* x, int64_t k, float inv, int qmax, int8_
   for (; i + kLanes <= k; i += kLanes) store_i8(q + i, to_codes(load(x + i), s, lo, hi));
   if (i < k) {
     int8_t t[kLanes];
-    store_i8(t, to_codes(load_tail(x + i, k - i), s, lo, hi));
+    store_i8(t, to_codes(load_some(x + i, k - i), s, lo, hi));
     for (int64_t j = 0; i + j < k; ++j) q[i + j] = t[j];
   }
 }
@@ -58,7 +52,7 @@ static void quantize_row(const QuantizeParams& p, const T* x, int8_t* q, float* 
   const uint32_t bits = uint32_t(max_abs(x, p.k));
   float s = bits_float(bits) * p.clip / float(qmax), inv = 0.f;
   if (bits >= 0x7f800000u) s = bits_float(0x7fc00000u);  // NaN or inf in the row: scale NaN, codes 0
-  else if (s < 1.17549435e-38f) s = 1.f;                // a zero row, or one whose 1 / scale would overflow
+  else if (s < 1.17549435e-38f) s = 1.f;                 // a zero row, or one whose 1 / scale would overflow
   else inv = 1.f / s;
   *scale = s;
   if (inv == 0.f) __builtin_memset(q, 0, size_t(p.k));
@@ -72,8 +66,9 @@ static inline void pack_nibbles(const int8_t* q, int64_t k, uint8_t* out) {
 
 template <class T>
 static void quantize_typed(const QuantizeParams& p, float* scratch, int64_t begin, int64_t end) {
-  float *row = scratch, *work = row + padded(p.k);
-  int8_t* codes = reinterpret_cast<int8_t*>(work + padded(p.k));
+  float* row = scratch;
+  int8_t* codes = reinterpret_cast<int8_t*>(row + padded(p.k));
+  float* work = row + padded(p.k) + padded(p.k) / 4;
   for (int64_t r = begin; r < end; ++r) {
     const T* x = static_cast<const T*>(p.x) + r * p.x_stride;
     int8_t* q = static_cast<int8_t*>(p.q) + r * p.q_stride;
@@ -87,14 +82,14 @@ static void quantize_typed(const QuantizeParams& p, float* scratch, int64_t begi
         for (; i + kLanes <= p.k; i += kLanes) store(row + i, sub(load(x + i), load(p.shift + i)));
         if (i < p.k) {
           alignas(64) float t[kLanes];
-          store(t, sub(load_tail(x + i, p.k - i), load_tail(p.shift + i, p.k - i)));
+          store(t, sub(load_some(x + i, p.k - i), load_some(p.shift + i, p.k - i)));
           for (int64_t j = 0; i + j < p.k; ++j) row[i + j] = t[j];
         }
       }
       if (p.order) {
         const float norm = float(1.0 / __builtin_sqrt(double(p.order * p.two)));
-        if (p.shift) hadamard_row(row, row, work, p.k, p.order, p.two, p.h, norm);
-        else hadamard_row(x, row, work, p.k, p.order, p.two, p.h, norm);
+        if (p.shift) hadamard_row(row, row, work, p.k, p.order, p.two, p.mix, norm);
+        else hadamard_row(x, row, work, p.k, p.order, p.two, p.mix, norm);
       }
       quantize_row(p, from, to, p.scale + r);
     }

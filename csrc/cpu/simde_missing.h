@@ -1,5 +1,5 @@
-// The AVX-512 intrinsics that vec_avx512.h uses and SIMDe 0.7.4 lacks, lane by lane, from Intel's definitions.
-// Seen only by isa_avx512_simde.cpp.
+// The AVX-512 intrinsics that vec_avx512.h uses and SIMDe 0.7.4 lacks, lane by lane, from Intel's
+// definitions. Seen only by isa_avx512_simde.cpp.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,9 @@ static inline To bits(const From& from) {
 }
 
 template <class T, int kCount>
-struct Lanes { T v[kCount]; };
+struct Lanes {
+  T v[kCount];
+};
 
 template <class To, class From, int kCount, class R, class A, class F>
 static inline R map(const A& a, F f) {
@@ -29,24 +31,29 @@ static inline R map(const A& a, F f) {
 
 }  // namespace lowbit::cpu::simde_missing
 
-#define _mm512_cvtepu16_epi32(a) \
-  (lowbit::cpu::simde_missing::map<int32_t, uint16_t, 16, simde__m512i>((a), [](uint16_t x) { return int32_t(x); }))
-#define _mm512_cvtepu8_epi32(a) \
-  (lowbit::cpu::simde_missing::map<int32_t, uint8_t, 16, simde__m512i>((a), [](uint8_t x) { return int32_t(x); }))
-#define _mm512_cvtepi32_epi16(a) \
-  (lowbit::cpu::simde_missing::map<int16_t, int32_t, 16, simde__m256i>((a), [](int32_t x) { return int16_t(x); }))
-#define _mm512_cvtepi32_epi8(a) \
-  (lowbit::cpu::simde_missing::map<int8_t, int32_t, 16, simde__m128i>((a), [](int32_t x) { return int8_t(x); }))
+#define _mm512_cvtepu16_epi32(a)                                         \
+  (lowbit::cpu::simde_missing::map<int32_t, uint16_t, 16, simde__m512i>( \
+      (a), [](uint16_t x) { return int32_t(x); }))
+#define _mm512_cvtepu8_epi32(a)                                         \
+  (lowbit::cpu::simde_missing::map<int32_t, uint8_t, 16, simde__m512i>( \
+      (a), [](uint8_t x) { return int32_t(x); }))
+#define _mm512_cvtepi32_epi16(a)                                        \
+  (lowbit::cpu::simde_missing::map<int16_t, int32_t, 16, simde__m256i>( \
+      (a), [](int32_t x) { return int16_t(x); }))
+#define _mm512_cvtepi32_epi8(a)                                            \
+  (lowbit::cpu::simde_missing::map<int8_t, int32_t, 16, simde__m128i>((a), \
+                                                                      [](int32_t x) { return int8_t(x); }))
 #define _mm512_cvtepi32_ps(a) \
   (lowbit::cpu::simde_missing::map<float, int32_t, 16, simde__m512>((a), [](int32_t x) { return float(x); }))
-#define _mm512_cvtps_epi32(a) \
-  (lowbit::cpu::simde_missing::map<int32_t, float, 16, simde__m512i>((a), [](float x) { return int32_t(lrintf(x)); }))
+#define _mm512_cvtps_epi32(a)                                         \
+  (lowbit::cpu::simde_missing::map<int32_t, float, 16, simde__m512i>( \
+      (a), [](float x) { return int32_t(lrintf(x)); }))
 #define _mm512_extractf32x8_ps(a, half) \
   (lowbit::cpu::simde_missing::bits<lowbit::cpu::simde_missing::Lanes<simde__m256, 2>>(a).v[half])
-#define _mm512_shuffle_epi32(a, order) \
-  ([&] { \
+#define _mm512_shuffle_epi32(a, order)                                                                   \
+  ([&] {                                                                                                 \
     const auto in = lowbit::cpu::simde_missing::bits<lowbit::cpu::simde_missing::Lanes<int32_t, 16>>(a); \
-    auto out = in; \
-    for (int i = 0; i < 16; ++i) out.v[i] = in.v[(i & ~3) | ((order >> (2 * (i & 3))) & 3)]; \
-    return lowbit::cpu::simde_missing::bits<simde__m512i>(out); \
+    auto out = in;                                                                                       \
+    for (int i = 0; i < 16; ++i) out.v[i] = in.v[(i & ~3) | ((order >> (2 * (i & 3))) & 3)];             \
+    return lowbit::cpu::simde_missing::bits<simde__m512i>(out);                                          \
   }())

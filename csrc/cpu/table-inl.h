@@ -8,8 +8,8 @@ namespace lowbit::cpu::LOWBIT_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    LOWBIT_STRING(LOWBIT_ISA), quantize_scratch, quantize_rows,     hadamard_scratch,    hadamard_rows,
-    gemm_panel_words,          gemm_panel_count, gemm_pack,         gemm_tiles,          kv4_quantize_rows,
+    LOWBIT_STRING(LOWBIT_ISA), quantize_scratch, quantize_rows, hadamard_scratch, hadamard_rows,
+    gemm_panel_words,          gemm_panel_count, gemm_pack,     gemm_tiles,       kv4_quantize_rows,
     kv4_dequantize_rows,
 };
 

@@ -10,15 +10,21 @@ namespace lowbit::cpu::LOWBIT_ISA {
 using V = __m256;
 constexpr int kLanes = 8, kLogLanes = 3;
 
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
 static inline V load(const float* p) { return _mm256_loadu_ps(p); }
 static inline void store(float* p, V v) { _mm256_storeu_ps(p, v); }
 static inline V load(const bf16* p) {
   const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
-static inline V load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+static inline V load(const f16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 static inline void store(bf16* p, V v) {
   const __m256i u = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
@@ -102,15 +108,19 @@ static inline void add_to(int32_t* total, __m256i v) {
   _mm256_storeu_si256(t, _mm256_add_epi32(_mm256_loadu_si256(t), v));
 }
 
-// Nibbles 0..15 times int8: vpmaddubsw cannot saturate (2 * 15 * 128 < 2^15), and its s16 lanes add up over a whole
-// block before one vpmaddwd widens them, multiplied by the group scale. A block's lane sum of q * a, the zero point
-// already taken off by the initial value, must fit s16. Half of a block's k share a lane: 8 * 127 * 32 fits for 64 k of
-// quantised int8 activations, 8 * 128 * 16 for 32 k of any int8, 8 * 8 * 256 for 512 k of int4. What wraps on the way
-// comes back.
+// Nibbles 0..15 times int8: vpmaddubsw cannot saturate (2 * 15 * 128 < 2^15), and its s16 lanes add up over a
+// whole block before one vpmaddwd widens them, multiplied by the group scale. A block's lane sum of q * a,
+// the zero point already taken off by the initial value, must fit s16. Half of a block's k share a lane: 8 *
+// 127 * 32 fits for 64 k of quantised int8 activations, 8 * 128 * 16 for 32 k of any int8, 8 * 8 * 256 for
+// 512 k of int4. What wraps on the way comes back.
 struct Int4Dot {
   static constexpr int kRows = 4, kTiles = 1, kWordsPerK4 = 1, kZeroPoint = 8;
-  struct Block { __m256i a, b; };
-  struct W { __m256i a, b; };
+  struct Block {
+    __m256i a, b;
+  };
+  struct W {
+    __m256i a, b;
+  };
   static constexpr int64_t max_block(int max_code) { return max_code <= 8 ? 512 : max_code <= 127 ? 64 : 32; }
   template <int kHalf>
   static inline W unpack(const uint8_t* tile) {
@@ -138,11 +148,16 @@ struct Int4Dot {
   }
 };
 
-// int8 times int8: vpmaddubsw would saturate, so both operands are widened to s16 (the activations when packed).
+// int8 times int8: vpmaddubsw would saturate, so both operands are widened to s16 (the activations when
+// packed).
 struct Int8Dot {
   static constexpr int kRows = 3, kTiles = 1, kWordsPerK4 = 2, kZeroPoint = 0;
-  struct Block { __m256i a, b; };
-  struct W { __m256i a_even, a_odd, b_even, b_odd; };
+  struct Block {
+    __m256i a, b;
+  };
+  struct W {
+    __m256i a_even, a_odd, b_even, b_odd;
+  };
   static constexpr int64_t max_block(int) { return 512; }
   template <int kHalf>
   static inline W unpack(const uint8_t* tile) {
@@ -158,8 +173,10 @@ struct Int8Dot {
   static inline void init(Block& b, const int32_t* corr) { b.a = b.b = broadcast(corr); }
   static inline void dot(Block& b, const W& w, const int32_t* a) {
     const __m256i even = broadcast(a), odd = broadcast(a + 1);
-    b.a = _mm256_add_epi32(b.a, _mm256_add_epi32(_mm256_madd_epi16(w.a_even, even), _mm256_madd_epi16(w.a_odd, odd)));
-    b.b = _mm256_add_epi32(b.b, _mm256_add_epi32(_mm256_madd_epi16(w.b_even, even), _mm256_madd_epi16(w.b_odd, odd)));
+    b.a = _mm256_add_epi32(
+        b.a, _mm256_add_epi32(_mm256_madd_epi16(w.a_even, even), _mm256_madd_epi16(w.a_odd, odd)));
+    b.b = _mm256_add_epi32(
+        b.b, _mm256_add_epi32(_mm256_madd_epi16(w.b_even, even), _mm256_madd_epi16(w.b_odd, odd)));
   }
   static inline void flush(int32_t* total, const Block& b, const uint8_t*) {
     add_to(total, b.a);

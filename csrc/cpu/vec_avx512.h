@@ -1,6 +1,6 @@
 // The vector vocabulary on AVX-512 (F, BW, DQ, VL, VNNI): sixteen lanes.
-// With LOWBIT_SIMDE the same source compiles against SIMDe's portable intrinsics, so that its bits are proven on
-// machines without AVX-512; that build is for the tests only.
+// With LOWBIT_SIMDE the same source compiles against SIMDe's portable intrinsics, so that its bits are proven
+// on machines without AVX-512; that build is for the tests only.
 #pragma once
 
 #ifdef LOWBIT_SIMDE
@@ -22,8 +22,12 @@ namespace lowbit::cpu::LOWBIT_ISA {
 using V = __m512;
 constexpr int kLanes = 16, kLogLanes = 4;
 
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
 static inline V load(const float* p) { return _mm512_loadu_ps(p); }
 static inline void store(float* p, V v) { _mm512_storeu_ps(p, v); }
 static inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
@@ -117,11 +121,16 @@ static inline void add_to(int32_t* total, __m512i v) {
 }
 
 // The unsigned operand of vpdpbusd is the weight (nibble 0..15), the signed one the activation, so that the
-// activation can be broadcast from memory by the instruction itself. s32 sums may wrap on the way; the result fits.
+// activation can be broadcast from memory by the instruction itself. s32 sums may wrap on the way; the result
+// fits.
 struct Int4Dot {
   static constexpr int kRows = 12, kTiles = 2, kWordsPerK4 = 1, kZeroPoint = 8;
-  struct Block { __m512i v; };
-  struct W { __m512i v; };
+  struct Block {
+    __m512i v;
+  };
+  struct W {
+    __m512i v;
+  };
   static constexpr int64_t max_block(int) { return 512; }
   template <int kHalf>
   static inline W unpack(const uint8_t* tile) {
@@ -146,7 +155,8 @@ struct Int8Dot {
   static constexpr int64_t max_block(int) { return 512; }
   template <int kHalf>
   static inline W unpack(const uint8_t* tile) {
-    return {_mm512_xor_si512(load512(tile + 64 * kHalf), _mm512_set1_epi8(char(0x80)))};  // w + 128 is unsigned
+    return {
+        _mm512_xor_si512(load512(tile + 64 * kHalf), _mm512_set1_epi8(char(0x80)))};  // w + 128 is unsigned
   }
   static inline void pack_word(const int8_t* a, int32_t* out) { __builtin_memcpy(out, a, 4); }
   static inline int32_t correction(int32_t s01, int32_t s23) {
@@ -154,7 +164,9 @@ struct Int8Dot {
   }
   static inline void init(Block& b, const int32_t* corr) { Int4Dot::init(b, corr); }
   static inline void dot(Block& b, const W& w, const int32_t* a) { Int4Dot::dot(b, w, a); }
-  static inline void flush(int32_t* total, const Block& b, const uint8_t* s1) { Int4Dot::flush(total, b, s1); }
+  static inline void flush(int32_t* total, const Block& b, const uint8_t* s1) {
+    Int4Dot::flush(total, b, s1);
+  }
 };
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

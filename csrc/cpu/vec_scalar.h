@@ -14,8 +14,12 @@ constexpr int kLanes = 1, kLogLanes = 0;
 
 static inline V load(const float* p) { return *p; }
 static inline void store(float* p, V v) { *p = v; }
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
 static inline V load(const bf16* p) { return bf16_to_float(p->bits); }
 static inline V load(const f16* p) { return fp16_to_float(p->bits); }
 static inline void store(bf16* p, V v) { p->bits = float_to_bf16(v); }
@@ -31,7 +35,9 @@ static inline V lane_max(V a) { return a; }
 // acc + s * x with s = +-1: the product is exact, so a fused multiply-add gives the same bits
 static inline V add_signed(V acc, V s, V x) { return acc + s * x; }
 template <int kStage>
-static inline V butterfly_within(V a) { return a; }
+static inline V butterfly_within(V a) {
+  return a;
+}
 
 using I = int32_t;  // max of |x| as integer bits: NaN > inf > finite, alike on every instruction set
 static inline I zero_bits() { return 0; }
@@ -50,11 +56,18 @@ static inline V from_u8(const uint8_t* p) { return float(*p); }
 
 struct Int4Dot {
   static constexpr int kRows = 4, kTiles = 1, kWordsPerK4 = 1, kZeroPoint = 8;
-  struct Block { int32_t v[16]; };
-  struct W { const uint8_t* p; int shift; };
+  struct Block {
+    int32_t v[16];
+  };
+  struct W {
+    const uint8_t* p;
+    int shift;
+  };
   static constexpr int64_t max_block(int) { return 512; }
   template <int kHalf>
-  static inline W unpack(const uint8_t* tile) { return {tile, 4 * kHalf}; }
+  static inline W unpack(const uint8_t* tile) {
+    return {tile, 4 * kHalf};
+  }
   static inline void pack_word(const int8_t* a, int32_t* out) { memcpy(out, a, 4); }
   static inline int32_t correction(int32_t s01, int32_t s23) { return -kZeroPoint * (s01 + s23); }
   static inline void init(Block& b, const int32_t* corr) {
@@ -74,10 +87,14 @@ struct Int4Dot {
 struct Int8Dot {
   static constexpr int kRows = 4, kTiles = 1, kWordsPerK4 = 1, kZeroPoint = 0;
   using Block = Int4Dot::Block;
-  struct W { const int8_t* p; };
+  struct W {
+    const int8_t* p;
+  };
   static constexpr int64_t max_block(int) { return 512; }
   template <int kHalf>
-  static inline W unpack(const uint8_t* tile) { return {reinterpret_cast<const int8_t*>(tile) + 64 * kHalf}; }
+  static inline W unpack(const uint8_t* tile) {
+    return {reinterpret_cast<const int8_t*>(tile) + 64 * kHalf};
+  }
   static inline void pack_word(const int8_t* a, int32_t* out) { memcpy(out, a, 4); }
   static inline int32_t correction(int32_t, int32_t) { return 0; }
   static inline void init(Block& b, const int32_t* corr) { Int4Dot::init(b, corr); }
@@ -87,7 +104,9 @@ struct Int8Dot {
     for (int n = 0; n < 16; ++n)
       for (int i = 0; i < 4; ++i) b.v[n] += int32_t(w.p[4 * n + i]) * x[i];
   }
-  static inline void flush(int32_t* total, const Block& b, const uint8_t* s1) { Int4Dot::flush(total, b, s1); }
+  static inline void flush(int32_t* total, const Block& b, const uint8_t* s1) {
+    Int4Dot::flush(total, b, s1);
+  }
 };
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

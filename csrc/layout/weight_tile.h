@@ -2,10 +2,11 @@
 //
 //   tile = 16 output channels x 8 k, tiles of one channel block contiguous along k: [N/16][K/8][tile]
 //
-//   int4 tile, 64 bytes:   byte 4 n + i   = | k = i + 4 (high nibble) | k = i (low nibble) |     n 0..15, i 0..3
-//   int8 tile, 128 bytes:  byte 64 h + 4 n + i = w[n][k = 4 h + i]                               h 0..1
+//   int4 tile, 64 bytes:   byte 4 n + i   = | k = i + 4 (high nibble) | k = i (low nibble) |     n 0..15, i
+//   0..3 int8 tile, 128 bytes:  byte 64 h + 4 n + i = w[n][k = 4 h + i]                               h 0..1
 //
-// One mask (and one shift) turns 64 bytes of nibbles into the operands of two 4-wide dot products over 16 channels.
+// One mask (and one shift) turns 64 bytes of nibbles into the operands of two 4-wide dot products over 16
+// channels.
 #pragma once
 
 #include <cstdint>

@@ -46,7 +46,7 @@ LOWBIT_FN uint16_t float_to_fp16(float x) {
   const uint16_t sign = uint16_t((u >> 16) & 0x8000u);
   if (a > 0x7f800000u) return sign | 0x7e00;
   if (a >= 0x477ff000u) return sign | 0x7c00;  // 65520 and up round to infinity
-  if (a < 0x38800000u)                         // subnormal: adding 0.5 aligns the unit in the last place to 2^-24
+  if (a < 0x38800000u)  // subnormal: adding 0.5 aligns the unit in the last place to 2^-24
     return sign | uint16_t(float_bits(bits_float(a) + 0.5f) - 0x3f000000u);
   return sign | uint16_t((a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13);
 }

@@ -8,7 +8,9 @@ namespace lowbit::int4 {
 constexpr int kMin = -8, kMax = 7, kOffset = 8;
 constexpr uint8_t kZeroByte = 0x88;  // two zeros
 
-static constexpr uint8_t encode(int even, int odd) { return uint8_t((even + kOffset) | ((odd + kOffset) << 4)); }
+static constexpr uint8_t encode(int even, int odd) {
+  return uint8_t((even + kOffset) | ((odd + kOffset) << 4));
+}
 static constexpr int decode_low(uint8_t b) { return int(b & 15) - kOffset; }
 static constexpr int decode_high(uint8_t b) { return int(b >> 4) - kOffset; }
 

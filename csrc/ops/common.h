@@ -34,17 +34,28 @@ inline void check(bool ok, const Args&... message) {
 
 inline const char* name_of(ScalarType t) {
   switch (t) {
-    case ScalarType::Byte: return "uint8";
-    case ScalarType::Char: return "int8";
-    case ScalarType::Short: return "int16";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Half: return "float16";
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Bool: return "bool";
-    case ScalarType::BFloat16: return "bfloat16";
-    default: return "another dtype";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    default:
+      return "another dtype";
   }
 }
 
@@ -60,7 +71,8 @@ inline std::string text(const Shape& s) {
 }
 
 inline void check_dtype(const Tensor& t, ScalarType want, const char* op, const char* arg) {
-  check(t.scalar_type() == want, op, ": ", arg, " has dtype ", name_of(t.scalar_type()), ", expected ", name_of(want));
+  check(t.scalar_type() == want, op, ": ", arg, " has dtype ", name_of(t.scalar_type()), ", expected ",
+        name_of(want));
 }
 
 inline void check_shape(const Tensor& t, const Shape& want, const char* op, const char* arg) {
@@ -69,9 +81,11 @@ inline void check_shape(const Tensor& t, const Shape& want, const char* op, cons
 }
 
 inline cpu::DType float_dtype(ScalarType t, const char* op, const char* arg) {
-  check(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half, op, ": ", arg, " has dtype ",
-        name_of(t), ", expected float32, bfloat16 or float16");
-  return t == ScalarType::Float ? cpu::DType::f32 : t == ScalarType::BFloat16 ? cpu::DType::bf16 : cpu::DType::f16;
+  check(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half, op, ": ", arg,
+        " has dtype ", name_of(t), ", expected float32, bfloat16 or float16");
+  return t == ScalarType::Float      ? cpu::DType::f32
+         : t == ScalarType::BFloat16 ? cpu::DType::bf16
+                                     : cpu::DType::f16;
 }
 
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
@@ -96,11 +110,14 @@ class Workspace {
       data_ = small_;
     } else {
       tensor_ = empty({bytes + 64}, ScalarType::Byte);
-      data_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(tensor_->mutable_data_ptr()) + 63) & ~uintptr_t(63));
+      data_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(tensor_->mutable_data_ptr()) + 63) &
+                                      ~uintptr_t(63));
     }
   }
   template <class T>
-  T* as() { return reinterpret_cast<T*>(data_); }
+  T* as() {
+    return reinterpret_cast<T*>(data_);
+  }
 
  private:
   alignas(64) char small_[40 * 1024];
@@ -136,7 +153,7 @@ inline Rows rows_of(const Tensor& t, const char* op, const char* arg) {
 
 struct Transform {
   int64_t order = 0, two = 0;
-  const float* h = nullptr;
+  const cpu::MixTable* mix = nullptr;
 };
 
 // block: nothing = all of k.
@@ -146,7 +163,7 @@ inline Transform transform_of(int64_t k, std::optional<int64_t> block, bool tran
   check(n > 0 && k % n == 0, op, ": block is ", n, ", expected a positive divisor of the last dimension ", k);
   check(cpu::split_order(n, &t.order, &t.two), op, ": size ", n,
         " has no constructed Hadamard matrix; use a block that divides it, such as ", n & -n);
-  if (t.order > 1) t.h = cpu::hadamard_matrix(t.order, transpose);
+  if (t.order > 1) t.mix = cpu::mix_table(t.order, transpose);
   return t;
 }
 
@@ -162,7 +179,8 @@ inline bool checked_mode() {
 inline void check_finite(const float* scale, int64_t rows, const char* op) {
   if (!checked_mode()) return;
   for (int64_t i = 0; i < rows; ++i)
-    check(scale[i] == scale[i], op, ": x has NaN or infinity in row ", i, ", expected finite values (LOWBIT_CHECKED)");
+    check(scale[i] == scale[i], op, ": x has NaN or infinity in row ", i,
+          ", expected finite values (LOWBIT_CHECKED)");
 }
 
 }  // namespace lowbit::ops

@@ -3,13 +3,14 @@
 namespace lowbit::ops {
 namespace {
 
-void run(const Tensor& x, Tensor& y, double scale, std::optional<int64_t> block, bool transpose, const char* op) {
+void run(const Tensor& x, Tensor& y, double scale, std::optional<int64_t> block, bool transpose,
+         const char* op) {
   const Rows rows = rows_of(x, op, "x");
   if (!rows.count || !rows.length) return;
   const Transform t = transform_of(rows.length, block, transpose, op);
   cpu::HadamardParams p{};
   p.x = x.const_data_ptr(), p.y = y.mutable_data_ptr(), p.dtype = float_dtype(x.scalar_type(), op, "x");
-  p.n = rows.length, p.order = t.order, p.two = t.two, p.h = t.h, p.scale = float(scale);
+  p.n = rows.length, p.order = t.order, p.two = t.two, p.mix = t.mix, p.scale = float(scale);
   const cpu::Kernels& kernels = cpu::active();
   const int64_t scratch = (kernels.hadamard_scratch(p) + 15) / 16 * 16;
   Workspace work(scratch * 4 * threads());

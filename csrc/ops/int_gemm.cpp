@@ -10,7 +10,8 @@ namespace {
 Tensor prepack_int4_weight(const Tensor& weight_in) {
   constexpr const char* op = "prepack_int4_weight";
   check_dtype(weight_in, ScalarType::Byte, op, "weight_packed");
-  check(weight_in.dim() == 2, op, ": weight_packed has ", weight_in.dim(), " dimensions, expected [N, ceil(K / 2)]");
+  check(weight_in.dim() == 2, op, ": weight_packed has ", weight_in.dim(),
+        " dimensions, expected [N, ceil(K / 2)]");
   const Tensor weight = as_contiguous(weight_in);
   const int64_t n = weight.size(0), bytes = weight.size(1), k_tiles = tile::blocks(2 * bytes, tile::kK);
   Tensor tiles = empty({tile::blocks(n, tile::kN), k_tiles, tile::kInt4Bytes}, ScalarType::Byte);
@@ -50,7 +51,8 @@ Tensor prepack_int8_weight(const Tensor& weight_in) {
 Tensor prepack_group_scale(const Tensor& scale_in) {
   constexpr const char* op = "prepack_group_scale";
   check_dtype(scale_in, ScalarType::Byte, op, "group_scale");
-  check(scale_in.dim() == 2, op, ": group_scale has ", scale_in.dim(), " dimensions, expected [N, K / group]");
+  check(scale_in.dim() == 2, op, ": group_scale has ", scale_in.dim(),
+        " dimensions, expected [N, K / group]");
   const Tensor scale = as_contiguous(scale_in);
   const int64_t n = scale.size(0), g = scale.size(1), blocks = tile::blocks(n, tile::kN);
   Tensor tiles = empty({blocks, g, tile::kN}, ScalarType::Byte);
@@ -77,7 +79,8 @@ struct Layer {
     p.m = m, p.k = k;
     p.weight_int8 = weight.scalar_type() == ScalarType::Char;
     check(p.weight_int8 || weight.scalar_type() == ScalarType::Byte, op, ": weight has dtype ",
-          name_of(weight.scalar_type()), ", expected the uint8 or int8 tiles of prepack_int4_weight or "
+          name_of(weight.scalar_type()),
+          ", expected the uint8 or int8 tiles of prepack_int4_weight or "
           "prepack_int8_weight");
     check_dtype(w_scale, ScalarType::Float, op, "w_scale");
     p.n = w_scale.numel();
@@ -90,8 +93,8 @@ struct Layer {
     if (group_scale_in) set_groups(op, as_contiguous(*group_scale_in));
     if (bias_in) {
       bias = as_contiguous(bias_in->scalar_type() == ScalarType::Float ? *bias_in : to_float(*bias_in, op));
-      check(bias->numel() == p.n && bias->dim() == 1, op, ": bias has shape ", text(shape_of(*bias)), ", expected [",
-            p.n, "]");
+      check(bias->numel() == p.n && bias->dim() == 1, op, ": bias has shape ", text(shape_of(*bias)),
+            ", expected [", p.n, "]");
       p.bias = static_cast<const float*>(bias->const_data_ptr());
     }
   }
@@ -139,8 +142,8 @@ Shape output_shape(const Tensor& x, int64_t n) {
 }
 
 Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, const OptTensor& x_scale_in,
-                      const Tensor& weight, const Tensor& w_scale, const OptTensor& group_scale, const OptTensor& bias,
-                      std::optional<ScalarType> out_dtype) {
+                      const Tensor& weight, const Tensor& w_scale, const OptTensor& group_scale,
+                      const OptTensor& bias, std::optional<ScalarType> out_dtype) {
   const bool packed = x_in.scalar_type() == ScalarType::Byte;
   check((packed && !int8_weight) || x_in.scalar_type() == ScalarType::Char, op, ": x_q has dtype ",
         name_of(x_in.scalar_type()), ", expected int8", int8_weight ? "" : " or packed uint8");
@@ -154,8 +157,8 @@ Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, cons
   OptTensor x_scale;
   if (x_scale_in) {
     check_dtype(*x_scale_in, ScalarType::Float, op, "x_scale");
-    check(x_scale_in->numel() == rows.count, op, ": x_scale has ", x_scale_in->numel(), " elements, expected ",
-          rows.count, ", one per row of x_q");
+    check(x_scale_in->numel() == rows.count, op, ": x_scale has ", x_scale_in->numel(),
+          " elements, expected ", rows.count, ", one per row of x_q");
     x_scale = as_contiguous(*x_scale_in);
     layer.p.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
   }
@@ -175,7 +178,8 @@ Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, cons
         if (packed) {
           const uint8_t* from = static_cast<const uint8_t*>(x.const_data_ptr()) + r * rows.length;
           for (int64_t i = 0; i < rows.length; ++i)
-            row[2 * i] = int8_t(int4::decode_low(from[i])), row[2 * i + 1] = int8_t(int4::decode_high(from[i]));
+            row[2 * i] = int8_t(int4::decode_low(from[i])),
+                    row[2 * i + 1] = int8_t(int4::decode_high(from[i]));
         } else {
           memcpy(row, static_cast<const int8_t*>(x.const_data_ptr()) + r * k, size_t(k));
         }
@@ -198,9 +202,9 @@ Tensor int8_linear(const Tensor& x_q, const OptTensor& x_scale, const Tensor& we
   return integer_linear("int8_linear", true, x_q, x_scale, weight, w_scale, std::nullopt, bias, out_dtype);
 }
 
-Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_scale, const OptTensor& group_scale,
-                      const OptTensor& bias, int64_t activation_bits, double clip,
-                      std::optional<int64_t> hadamard_block, const OptTensor& shift_in) {
+Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_scale,
+                      const OptTensor& group_scale, const OptTensor& bias, int64_t activation_bits,
+                      double clip, std::optional<int64_t> hadamard_block, const OptTensor& shift_in) {
   constexpr const char* op = "dynamic_linear";
   check(activation_bits == 4 || activation_bits == 8, op, ": activation_bits is ", activation_bits,
         ", expected 4 or 8");
@@ -222,7 +226,7 @@ Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_
   }
   if (hadamard_block && rows.length) {
     const Transform t = transform_of(rows.length, hadamard_block, false, op);
-    q.order = t.order, q.two = t.two, q.h = t.h;
+    q.order = t.order, q.two = t.two, q.mix = t.mix;
   }
   q.bits = int(activation_bits), q.clip = float(clip), q.q_stride = (rows.length + 7) / 8 * 8;
   const cpu::Kernels& kernels = cpu::active();

@@ -4,7 +4,8 @@
 namespace lowbit::ops {
 namespace {
 
-std::tuple<Tensor, Tensor> quantize(const Tensor& x_in, int bits, double clip, const Transform& t, const char* op) {
+std::tuple<Tensor, Tensor> quantize(const Tensor& x_in, int bits, double clip, const Transform& t,
+                                    const char* op) {
   check(clip > 0 && clip <= 1, op, ": clip is ", clip, ", expected 0 < clip <= 1");
   const cpu::DType dtype = float_dtype(x_in.scalar_type(), op, "x");
   const Tensor x = as_contiguous(x_in);
@@ -16,9 +17,10 @@ std::tuple<Tensor, Tensor> quantize(const Tensor& x_in, int bits, double clip, c
   Tensor scale = empty(scale_shape, ScalarType::Float);
   cpu::QuantizeParams p{};
   p.x = x.const_data_ptr(), p.x_dtype = dtype, p.k = p.x_stride = rows.length;
-  p.order = t.order, p.two = t.two, p.h = t.h;
+  p.order = t.order, p.two = t.two, p.mix = t.mix;
   p.bits = bits, p.clip = float(clip), p.packed = bits == 4;
-  p.q = q.mutable_data_ptr(), p.q_stride = q_shape.back(), p.scale = static_cast<float*>(scale.mutable_data_ptr());
+  p.q = q.mutable_data_ptr(), p.q_stride = q_shape.back(),
+  p.scale = static_cast<float*>(scale.mutable_data_ptr());
   const cpu::Kernels& kernels = cpu::active();
   const int64_t scratch = (kernels.quantize_scratch(p) + 15) / 16 * 16;
   Workspace work(scratch * 4 * threads());
@@ -38,10 +40,12 @@ std::tuple<Tensor, Tensor> quantize_int8(const Tensor& x, double clip) {
   return quantize(x, 8, clip, {}, "quantize_int8");
 }
 
-std::tuple<Tensor, Tensor> hadamard_quantize(const Tensor& x, int64_t bits, double clip, std::optional<int64_t> block) {
+std::tuple<Tensor, Tensor> hadamard_quantize(const Tensor& x, int64_t bits, double clip,
+                                             std::optional<int64_t> block) {
   check(bits == 4 || bits == 8, "hadamard_quantize: bits is ", bits, ", expected 4 or 8");
   const Rows rows = rows_of(x, "hadamard_quantize", "x");
-  const Transform t = rows.length ? transform_of(rows.length, block, false, "hadamard_quantize") : Transform{};
+  const Transform t =
+      rows.length ? transform_of(rows.length, block, false, "hadamard_quantize") : Transform{};
   return quantize(x, int(bits), clip, t, "hadamard_quantize");
 }
 
@@ -59,7 +63,8 @@ Tensor pack_int4(const Tensor& q_in) {
     low = from[i] < low ? from[i] : low;
     high = from[i] > high ? from[i] : high;
   }
-  check(low >= int4::kMin && high <= int4::kMax, "pack_int4: q has values ", low, " to ", high, ", expected -8 to 7");
+  check(low >= int4::kMin && high <= int4::kMax, "pack_int4: q has values ", low, " to ", high,
+        ", expected -8 to 7");
   for (int64_t r = 0; r < rows.count; ++r)
     for (int64_t i = 0; i < shape.back(); ++i) {
       const int8_t* pair = from + r * rows.length + 2 * i;
@@ -73,8 +78,8 @@ Tensor unpack_int4(const Tensor& packed_in, std::optional<int64_t> k_arg) {
   const Tensor packed = as_contiguous(packed_in);
   const Rows rows = rows_of(packed, "unpack_int4", "packed");
   const int64_t k = k_arg ? *k_arg : 2 * rows.length;
-  check((k + 1) / 2 == rows.length, "unpack_int4: k is ", k, ", expected ", 2 * rows.length, " or one less for ",
-        rows.length, " bytes");
+  check((k + 1) / 2 == rows.length, "unpack_int4: k is ", k, ", expected ", 2 * rows.length,
+        " or one less for ", rows.length, " bytes");
   Shape shape = shape_of(packed);
   shape.back() = k;
   Tensor q = empty(shape, ScalarType::Char);

@@ -1,9 +1,9 @@
 """lowbit: language models in 4 to 6 bits.
 
-Ops are under `torch.ops.lowbit` (see `lowbit.ops`), drop-in layers in `lowbit.nn`, recipes in `lowbit.recipes`.
-Importing lowbit registers its quantizer with transformers, where that is installed, so that
-`AutoModelForCausalLM.from_pretrained` loads a lowbit checkpoint. Without this import transformers only warns, and
-returns a model with random weights.
+Ops are under `torch.ops.lowbit` (see `lowbit.ops`), drop-in layers in `lowbit.nn`, recipes in
+`lowbit.recipes`. Importing lowbit registers its quantizer with transformers, where that is installed, so that
+`AutoModelForCausalLM.from_pretrained` loads a lowbit checkpoint. Without this import transformers only warns,
+and returns a model with random weights.
 """
 
 import importlib.util

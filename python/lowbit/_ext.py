@@ -15,7 +15,9 @@ def library_path() -> Path:
 def _load() -> ctypes.CDLL:
     path = library_path()
     if not path.exists():
-        raise ImportError(f"lowbit: no library at {path}; build it with `pip install .` in the source checkout")
+        raise ImportError(
+            f"lowbit: no library at {path}; build it with `pip install .` in the source checkout"
+        )
     torch.ops.load_library(str(path))
     library = ctypes.CDLL(str(path))
     for name in ("lowbit_isas", "lowbit_active_isa", "lowbit_set_isa"):
@@ -41,7 +43,7 @@ def isa() -> str:
 
 
 def set_isa(name: str) -> None:
-    """Switch the CPU kernels to another instruction set, for the whole process; ValueError if it cannot run."""
+    """Switch the CPU kernels of the whole process to an instruction set; ValueError if it cannot run."""
     if error := _library.lowbit_set_isa(name.encode()):
         raise ValueError(error.decode().replace("LOWBIT_FORCE_ISA", "isa"))
 

@@ -13,7 +13,8 @@ def build_info() -> dict:
     notes = []
     active = _ext.isa()
     isas = [
-        {**row, "reason": "" if row["supported"] else f"this CPU lacks {row['features']}"} for row in _ext.isas()
+        {**row, "reason": "" if row["supported"] else f"this CPU lacks {row['features']}"}
+        for row in _ext.isas()
     ]
     if forced := os.environ.get("LOWBIT_FORCE_ISA"):
         notes.append(f"LOWBIT_FORCE_ISA={forced} overrides the choice of instruction set")
@@ -22,7 +23,10 @@ def build_info() -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     if gpu == "none":
         build = torch.version.cuda
-        notes.append("no GPU: " + (f"torch is built for CUDA {build} but sees none" if build else "torch is a CPU build"))
+        notes.append(
+            "no GPU: "
+            + (f"torch is built for CUDA {build} but sees none" if build else "torch is a CPU build")
+        )
     try:
         lowbit = version("lowbit")
     except PackageNotFoundError:

@@ -56,8 +56,13 @@ def layer_tensors(format_id: int, n: int, k: int, group_size: int | None, mean_s
 
 
 def validate_layer(
-    tensors: dict[str, Tensor | None], format_id: int, n: int, k: int, group_size: int | None,
-    mean_shift: bool = False, name: str = "",
+    tensors: dict[str, Tensor | None],
+    format_id: int,
+    n: int,
+    k: int,
+    group_size: int | None,
+    mean_shift: bool = False,
+    name: str = "",
 ) -> None:
     """Check the tensors of one layer; ValueError with one sentence naming the first that is wrong.
 

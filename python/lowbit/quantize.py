@@ -17,7 +17,9 @@ _PROBE_TOKENS = 64
 
 
 def quantize(
-    model: nn.Module, recipe: str | Recipe, calibration: Tensor | Sequence | None = None,
+    model: nn.Module,
+    recipe: str | Recipe,
+    calibration: Tensor | Sequence | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Quantise a causal language model in place and return it.
@@ -89,7 +91,8 @@ def _linears(model: nn.Module) -> dict[str, nn.Linear]:
         share = experts / sum(p.numel() for p in model.parameters())
         warnings.warn(
             f"model: {share:.0%} of the parameters are in tensors of 3 or more dimensions (fused experts, "
-            "convolutions), which lowbit leaves in floating point", stacklevel=3,
+            "convolutions), which lowbit leaves in floating point",
+            stacklevel=3,
         )
     return linears
 
@@ -143,8 +146,11 @@ def _rotate(layout: DecoderLayout, recipe: Recipe, batches: list[Tensor]) -> dic
 
 
 def _round_all(
-    model: nn.Module, linears: dict[str, nn.Linear], recipe: Recipe,
-    online: dict[nn.Linear, OnlineHadamard], bar: tqdm,
+    model: nn.Module,
+    linears: dict[str, nn.Linear],
+    recipe: Recipe,
+    online: dict[nn.Linear, OnlineHadamard],
+    bar: tqdm,
 ) -> None:
     """Without calibration: every linear by itself."""
     for name, linear in linears.items():

@@ -1,5 +1,5 @@
-// Every instruction set that this machine has (and SIMDe's, where built) against scalar, bit for bit, on buffers of
-// exactly the promised size: under AddressSanitizer a read or write past an end stops the program.
+// Every instruction set that this machine has (and SIMDe's, where built) against scalar, bit for bit, on
+// buffers of exactly the promised size: under AddressSanitizer a read or write past an end stops the program.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -29,7 +29,8 @@ struct Buffer {  // malloc of exactly n elements, 64-byte aligned start where as
 
 static void expect(bool same, const char* isa, const char* what, int64_t a, int64_t b, int64_t c) {
   if (same) return;
-  if (++failures < 30) std::printf("%s differs from scalar: %s %ld %ld %ld\n", isa, what, long(a), long(b), long(c));
+  if (++failures < 30)
+    std::printf("%s differs from scalar: %s %ld %ld %ld\n", isa, what, long(a), long(b), long(c));
 }
 
 static void fill(Buffer<float>& b, float scale) {
@@ -66,7 +67,7 @@ static void test_gemm(const Kernels& scalar, const Kernels& isa) {
             Buffer<int8_t> x(m * stride);
             fill_bytes(x.p, x.size, max_code == 127 ? -127 : -max_code, max_code == 8 ? 7 : 127);
             if (m == 5) std::memset(x.p, max_code == 127 ? -127 : -max_code, size_t(x.size));  // the extreme
-            if (m == 5 && !int8) std::memset(w.p, 0, size_t(w.size));                          // all weights -8
+            if (m == 5 && !int8) std::memset(w.p, 0, size_t(w.size));  // all weights -8
             for (int64_t r = 0; r < m; ++r)
               for (int64_t i = k; i < stride; ++i) x.p[r * stride + i] = 0;
             for (const int64_t group : {0, 32, 128}) {
@@ -101,8 +102,9 @@ static void test_rows(const Kernels& scalar, const Kernels& isa) {
         Buffer<int8_t> qa(rows * stride), qb(rows * stride);
         Buffer<float> sa(rows), sb(rows);
         QuantizeParams p{};
-        p.x = x.p, p.k = p.x_stride = k, p.shift = variant & 1 ? shift.p : nullptr, p.bits = bits, p.clip = 0.9f;
-        if (variant & 2) p.order = order, p.two = two, p.h = order > 1 ? hadamard_matrix(order, false) : nullptr;
+        p.x = x.p, p.k = p.x_stride = k, p.shift = variant & 1 ? shift.p : nullptr, p.bits = bits,
+        p.clip = 0.9f;
+        if (variant & 2) p.order = order, p.two = two, p.mix = order > 1 ? mix_table(order, false) : nullptr;
         p.packed = packed, p.q_stride = stride;
         Buffer<float> work(isa.quantize_scratch(p));
         p.q = qa.p, p.scale = sa.p;
@@ -112,9 +114,10 @@ static void test_rows(const Kernels& scalar, const Kernels& isa) {
         expect(qa == qb && sa == sb, isa.name, "quantize", k, variant, bits);
       }
     if (transformable) {
-      Buffer<float> a(rows * k), b(rows * k), work(isa.hadamard_scratch({nullptr, nullptr, DType::f32, k, order, two,
-                                                                        nullptr, 1.f}));
-      HadamardParams p{x.p, a.p, DType::f32, k, order, two, order > 1 ? hadamard_matrix(order, true) : nullptr, 0.3f};
+      Buffer<float> a(rows * k), b(rows * k),
+          work(isa.hadamard_scratch({nullptr, nullptr, DType::f32, k, order, two, nullptr, 1.f}));
+      HadamardParams p{x.p, a.p, DType::f32, k, order, two, order > 1 ? mix_table(order, true) : nullptr,
+                       0.3f};
       scalar.hadamard_rows(p, work.p, 0, rows);
       p.y = b.p;
       isa.hadamard_rows(p, work.p, 0, rows);

@@ -10,14 +10,15 @@
 using namespace lowbit;
 
 static int failures = 0;
-#define EXPECT(ok, ...) \
-  do { \
-    if (!(ok)) { \
+#define EXPECT(ok, ...)                                                 \
+  do {                                                                  \
+    if (!(ok)) {                                                        \
       if (++failures < 20) std::printf(__VA_ARGS__), std::printf("\n"); \
-    } \
+    }                                                                   \
   } while (0)
 
-static double fp16_value(uint16_t h) {  // from the definition: (-1)^s 2^(e - 15) (1 + m / 1024), subnormals at e = 0
+static double fp16_value(
+    uint16_t h) {  // from the definition: (-1)^s 2^(e - 15) (1 + m / 1024), subnormals at e = 0
   const int e = (h >> 10) & 31, m = h & 1023;
   const double magnitude = e ? std::ldexp(1.0 + m / 1024.0, e - 15) : std::ldexp(m / 1024.0, -14);
   return h & 0x8000 ? -magnitude : magnitude;
@@ -38,7 +39,8 @@ int main() {
     EXPECT(float_to_fp16(std::nextafterf(mid, 1e9f)) == h + 1, "fp16 past the tie above %x", h);
   }
   EXPECT(float_to_fp16(65519.99f) == 0x7bff && float_to_fp16(65520.f) == 0x7c00, "fp16 overflow");
-  EXPECT(float_to_fp16(-INFINITY) == 0xfc00 && std::isnan(fp16_to_float(float_to_fp16(NAN))), "fp16 inf, NaN");
+  EXPECT(float_to_fp16(-INFINITY) == 0xfc00 && std::isnan(fp16_to_float(float_to_fp16(NAN))),
+         "fp16 inf, NaN");
   for (uint32_t h = 0; h < 65536; ++h) {
     const float x = bf16_to_float(uint16_t(h));
     if (std::isnan(x)) {
@@ -49,7 +51,8 @@ int main() {
     if ((h & 0x7fff) >= 0x7f7f) continue;
     const uint32_t tie = (h << 16) | 0x8000;
     EXPECT(float_to_bf16(bits_float(tie)) == (h & 1 ? h + 1 : h), "bf16 tie %x", h);
-    EXPECT(float_to_bf16(bits_float(tie - 1)) == h && float_to_bf16(bits_float(tie + 1)) == h + 1, "bf16 near %x", h);
+    EXPECT(float_to_bf16(bits_float(tie - 1)) == h && float_to_bf16(bits_float(tie + 1)) == h + 1,
+           "bf16 near %x", h);
   }
   for (int a = -8; a < 8; ++a)
     for (int b = -8; b < 8; ++b) {

@@ -187,6 +187,26 @@ def test_a_row_that_is_not_finite_gives_nan(bad, block, isa):
     assert got[2].isnan().all() and got[[0, 1, 3]].isfinite().all()
 
 
+@pytest.mark.parametrize("weight_bits,group", [(4, None), (4, 32), (4, 128), (8, None)])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("k", [64, 520, 2056])
+def test_largest_sums(weight_bits, group, bits, k, isa):
+    """Every code at an end and all signs alike: what overflows a narrow accumulator first."""
+    rows = np.array([1, -1, 1], dtype=np.float32)[:, None] * np.ones((3, k), dtype=np.float32)
+    rows[2, 1::2] *= -1
+    low, high = (-8, 7) if weight_bits == 4 else (-128, 127)
+    q = np.array([low, high, low, high])[:, None] * np.ones((4, k), dtype=np.int64)
+    q[2, ::2], q[3, 1::2] = high, low
+    s = np.full((4, -(-k // group)), 16, dtype=np.uint8) if group else None
+    scale = np.ones(4, dtype=np.float32)
+    clip = 0.5 if bits == 4 else 1.0  # reaches -8, too
+    want = oracle.dynamic_linear_exact(rows, oracle.integer_weight(q, s, group), scale, None, bits, clip)
+    tiles = None if s is None else tensor(codec.write_group_scale_tiles(s))
+    w_tiles = weight_tiles(q, weight_bits)
+    got = OPS.dynamic_linear(tensor(rows), w_tiles, tensor(scale), tiles, None, bits, clip)
+    compare.exact(got, want)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_zero_row_gives_the_bias(bias, isa):
     args, _ = make(Case(3, 18, 64, 4, 4, 32, "float32", 0, 1.0, bias, False, "plain"))

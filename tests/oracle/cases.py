@@ -123,8 +123,12 @@ class LinearData:
 
 
 def _codes(rng: np.random.Generator, shape: tuple[int, ...], low: int, high: int, values: str) -> np.ndarray:
-    if values == "extreme":  # only the two ends: the sums that saturate 16-bit intermediates
-        return rng.choice(np.array([low, high]), size=shape)
+    # the ends only. Even rows repeat one of them, so that sums reach their largest size
+    if values == "extreme":
+        ends = rng.choice(np.array([low, high]), size=shape)
+        constant = rng.choice(np.array([low, high]), size=(*shape[:-1], 1))
+        even = (np.arange(shape[-2]) % 2 == 0)[:, None]
+        return np.where(even, constant, ends)
     q = rng.integers(low, high + 1, size=shape)
     return q * (rng.random(shape) < 0.05) if values == "sparse" else q
 

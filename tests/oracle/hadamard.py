@@ -194,8 +194,8 @@ def transform(
 def transform_fp32(
     x: np.ndarray, scale: float = 1.0, block: int | None = None, transpose: bool = False
 ) -> np.ndarray:
-    """The contract's fp32 order: butterflies of stride 1, 2, 4, ..., the K-factor summed in order, one
-    multiply.
+    """The contract's fp32 order: butterflies of stride 1, 2, 4, ..., the K-factor summed by fours in order,
+    one multiply.
     """
     n = block or x.shape[-1]
     k, two = factor(n)
@@ -210,9 +210,10 @@ def transform_fp32(
         h = matrix(k).T if transpose else matrix(k)
         v, out = y.reshape(-1, k, two), np.empty((y.shape[0], k, two), dtype=np.float32)
         for row in range(k):
-            total = np.float32(h[row, 0]) * v[:, 0]
-            for i in range(1, k):
-                total = total + np.float32(h[row, i]) * v[:, i]
+            total = np.zeros_like(v[:, 0])
+            for i in range(0, k, 4):
+                w, x1, x2, x3 = (np.float32(h[row, i + j]) * v[:, i + j] for j in range(4))
+                total = total + ((w + x1) + (x2 + x3))
             out[:, row] = total
         y = out
     return (y.reshape(x.shape) * np.float32(scale)).astype(np.float32)

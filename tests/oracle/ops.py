@@ -11,6 +11,7 @@ import numpy as np
 from . import hadamard as had
 
 F32 = np.float32
+LOWEST = {4: -8, 8: -127}  # int8 activations stay symmetric
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -28,7 +29,7 @@ def quantize_exact(x: np.ndarray, bits: int, clip: float = 1.0) -> tuple[np.ndar
         if step < np.finfo(F32).tiny:
             continue  # zero row, or too small for 1 / step: scale 1, codes 0
         scale[row] = step
-        codes[row] = np.clip(np.rint(v * (F32(1) / step)), -top - 1, top)
+        codes[row] = np.clip(np.rint(v * (F32(1) / step)), LOWEST[bits], top)
     return codes, scale
 
 

@@ -6,6 +6,7 @@ table is of the checkpoint, running the packed kernels.
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -164,21 +165,68 @@ def measure_all(
 ) -> tuple[list[Row], evaluate.Perplexity]:
     """One row per method, in order; ratios are to the row "fp32"."""
     rows, shape = [], None
-    for i, method in enumerate(methods):
-        output.say(f"[{i + 1}/{len(methods)}] {method}")
-        row, shape = measure_method(method, job, folder / slug(method), keep, overwrite)
-        output.say(f"    perplexity {row.perplexity:.4g}, {row.seconds:.0f} s")
-        rows.append(row)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as shared:
+        for i, method in enumerate(methods):
+            output.say(f"[{i + 1}/{len(methods)}] {method}")
+            weights = SharedWeights(Path(shared), method, methods[i + 1 :])
+            row, shape = measure_method(method, job, folder / slug(method), keep, overwrite, weights)
+            output.say(f"    perplexity {row.perplexity:.4g}, {row.seconds:.0f} s")
+            rows.append(row)
     base = next((row.perplexity for row in rows if row.method == "fp32"), None)
     return [replace(row, ratio=base and row.perplexity / base) for row in rows], shape
 
 
+class SharedWeights:
+    """GPTQ weights that a later method can take over: those of recipes that differ in activations alone.
+
+    Calibration on unquantised activations (the default) gives such recipes the same weights, bit for bit.
+    """
+
+    def __init__(self, folder: Path, method: str, later: list[str]):
+        self.path = None
+        if (key := self._key(method)) is not None:
+            self.path = folder / slug(key.name)
+            self.wanted = any(self._key(name) == key for name in later)
+
+    @staticmethod
+    def _key(method: str) -> Any:
+        from lowbit.recipes import Recipe
+
+        recipe = None if method in BASELINES else Recipe.from_name(method)
+        if recipe is None or recipe.weight_method != "gptq":
+            return None
+        if recipe.quantized_calibration or recipe.mean_shift:
+            return None
+        name = f"{recipe.weight_bits} {recipe.kv_bits} {recipe.group_size}"
+        return replace(recipe, name=name, activation_bits=8, activation_clip=1.0)
+
+    def take(self, recipe: Any, device: torch.device) -> nn.Module | None:
+        """The model with `recipe`'s activations, if its weights are there and its clip needs no search."""
+        if self.path is None or recipe.activation_clip is None or not self.path.exists():
+            return None
+        from lowbit.integrations.hf import attach
+        from lowbit.nn import QuantizedLinear
+
+        model = common.load_model(ModelSource(recipe.name, str(self.path)), "auto", device)
+        for module in model.modules():
+            if isinstance(module, QuantizedLinear):
+                module.activation_bits, module.clip = recipe.activation_bits, recipe.activation_clip
+        attach(model, recipe)
+        return model
+
+    def keep(self, checkpoint: Path) -> None:
+        if self.path is not None and self.wanted and not self.path.exists():
+            shutil.copytree(checkpoint, self.path)
+
+
 def measure_method(
-    method: str, job: Job, folder: Path, keep: bool, overwrite: bool
+    method: str, job: Job, folder: Path, keep: bool, overwrite: bool, weights: SharedWeights
 ) -> tuple[Row, evaluate.Perplexity]:
     start = time.perf_counter()
     with checkpoint(folder, keep, overwrite) as out:
-        bits, quantize_seconds = make_checkpoint(method, job, out)
+        bits, quantize_seconds = make_checkpoint(method, job, out, weights)
+        weights.keep(out)
         common.free()
         size = evaluate.checkpoint_bytes(out)
         output.say(f"    reloading {size / 1e6:.1f} MB")
@@ -205,20 +253,25 @@ def checkpoint(folder: Path, keep: bool, overwrite: bool) -> Iterator[Path]:
             yield Path(out) / folder.name
 
 
-def make_checkpoint(method: str, job: Job, out: Path) -> tuple[str, float]:
+def make_checkpoint(method: str, job: Job, out: Path, weights: SharedWeights) -> tuple[str, float]:
     """Quantise the model and save it in `out`; returns (bits, seconds of quantising alone)."""
-    model = common.load_model(job.source, BASELINES.get(method, torch.float32), job.device)
-    bits, seconds = {"fp32": "32", "bf16": "16"}.get(method, ""), 0.0
-    if method not in BASELINES:
-        import lowbit
-        from lowbit.recipes import Recipe
+    if method in BASELINES:
+        model = common.load_model(job.source, BASELINES[method], job.device)
+        save(model, job.tokenizer, out)
+        return {"fp32": "32", "bf16": "16"}[method], 0.0
+    import lowbit
+    from lowbit.recipes import Recipe
 
-        recipe = Recipe.from_name(method)
+    recipe = Recipe.from_name(method)
+    start = time.perf_counter()
+    model = weights.take(recipe, job.device)
+    if model is None:
+        model = common.load_model(job.source, torch.float32, job.device)
         start = time.perf_counter()
         model = lowbit.quantize(model, recipe, calibration=job.calibration)
-        bits, seconds = bits_of(recipe), time.perf_counter() - start
+    seconds = time.perf_counter() - start
     save(model, job.tokenizer, out)
-    return bits, seconds
+    return bits_of(recipe), seconds
 
 
 def save(model: nn.Module, tokenizer: Any, out: Path) -> None:

@@ -9,9 +9,21 @@ from . import autograd, fake
 autograd.register()
 
 NAMES = (
-    "dynamic_linear", "hadamard", "hadamard_", "hadamard_quantize", "int4_linear", "int8_linear", "kv4_dequantize",
-    "kv4_quantize", "pack_int4", "prepack_group_scale", "prepack_int4_weight", "prepack_int8_weight", "quantize_int4",
-    "quantize_int8", "unpack_int4",
+    "dynamic_linear",
+    "hadamard",
+    "hadamard_",
+    "hadamard_quantize",
+    "int4_linear",
+    "int8_linear",
+    "kv4_dequantize",
+    "kv4_quantize",
+    "pack_int4",
+    "prepack_group_scale",
+    "prepack_int4_weight",
+    "prepack_int8_weight",
+    "quantize_int4",
+    "quantize_int8",
+    "unpack_int4",
 )
 
 dynamic_linear = torch.ops.lowbit.dynamic_linear

@@ -1,8 +1,9 @@
 """Gradients with respect to activations.
 
-`hadamard` is linear, so its gradient is the transposed transform (H_K of Paley's first kind is not symmetric).
-`dynamic_linear` rounds its input; its gradient takes the rounding as the identity (straight-through) and returns
-grad_y @ W, sent back through the transposed Hadamard. Weights and scales are frozen: they get no gradient.
+`hadamard` is linear, so its gradient is the transposed transform (H_K of Paley's first kind is not
+symmetric). `dynamic_linear` rounds its input; its gradient takes the rounding as the identity
+(straight-through) and returns grad_y @ W, sent back through the transposed Hadamard. Weights and scales are
+frozen: they get no gradient.
 """
 
 import torch
@@ -35,7 +36,7 @@ def _dynamic_linear_backward(ctx, grad: Tensor):
             n = ctx.block or ctx.k
             grad_x = torch.ops.lowbit.hadamard(grad_x, n**-0.5, n, True)
     grad_bias = None
-    if ctx.needs_input_grad[4]:
+    if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
     return grad_x, None, None, None, grad_bias, None, None, None, None
 

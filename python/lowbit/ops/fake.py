@@ -79,15 +79,24 @@ def _linear(x: Tensor, n: int, dtype: torch.dtype) -> Tensor:
 
 @_fake("int4_linear")
 def _(
-    x_q: Tensor, x_scale: Tensor | None, weight: Tensor, w_scale: Tensor, group_scale: Tensor | None = None,
-    bias: Tensor | None = None, out_dtype: torch.dtype | None = None,
+    x_q: Tensor,
+    x_scale: Tensor | None,
+    weight: Tensor,
+    w_scale: Tensor,
+    group_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
 
 
 @_fake("int8_linear")
 def _(
-    x_q: Tensor, x_scale: Tensor | None, weight: Tensor, w_scale: Tensor, bias: Tensor | None = None,
+    x_q: Tensor,
+    x_scale: Tensor | None,
+    weight: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
@@ -95,8 +104,15 @@ def _(
 
 @_fake("dynamic_linear")
 def _(
-    x: Tensor, weight: Tensor, w_scale: Tensor, group_scale: Tensor | None = None, bias: Tensor | None = None,
-    activation_bits: int = 8, clip: float = 1.0, hadamard_block: int | None = None, shift: Tensor | None = None,
+    x: Tensor,
+    weight: Tensor,
+    w_scale: Tensor,
+    group_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation_bits: int = 8,
+    clip: float = 1.0,
+    hadamard_block: int | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     return _linear(x, w_scale.numel(), x.dtype)
 

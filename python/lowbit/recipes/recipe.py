@@ -25,7 +25,7 @@ class Recipe:
     kv_clip: float = 0.95
     mean_shift: bool = False  # subtract a calibrated mean from the inputs, its product with W is a bias
     damp: float = 0.01  # GPTQ: share of the mean diagonal
-    quantized_calibration: bool = True  # GPTQ sees activations quantised upstream as they will be at run time
+    quantized_calibration: bool = False  # GPTQ sees activations as quantised at run time (measured: no gain)
     seed: int = 0  # of the random signs
 
     def __post_init__(self):

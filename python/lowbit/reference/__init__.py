@@ -19,8 +19,22 @@ from .quantize import quantize_int4, quantize_int8
 from .transform import hadamard, hadamard_matrix, hadamard_quantize
 
 __all__ = [
-    "dequantize_weight", "dynamic_linear", "hadamard", "hadamard_matrix", "hadamard_quantize", "int4_linear",
-    "int8_linear", "kv4_dequantize", "kv4_quantize", "pack_int4", "prepack_group_scale", "prepack_int4_weight",
-    "prepack_int8_weight", "quantize_int4", "quantize_int8", "unpack_int4", "unprepack_int4_weight",
+    "dequantize_weight",
+    "dynamic_linear",
+    "hadamard",
+    "hadamard_matrix",
+    "hadamard_quantize",
+    "int4_linear",
+    "int8_linear",
+    "kv4_dequantize",
+    "kv4_quantize",
+    "pack_int4",
+    "prepack_group_scale",
+    "prepack_int4_weight",
+    "prepack_int8_weight",
+    "quantize_int4",
+    "quantize_int8",
+    "unpack_int4",
+    "unprepack_int4_weight",
     "unprepack_int8_weight",
 ]

@@ -22,7 +22,9 @@ def _group_size(k: int, groups: int) -> int:
     for g in (32, 64, 128):
         if -(-k // g) == groups:
             return g
-    raise ValueError(f"group_scale: expected ceil(K / g) groups for g in 32, 64, 128 with K = {k}, got {groups}")
+    raise ValueError(
+        f"group_scale: expected ceil(K / g) groups for g in 32, 64, 128 with K = {k}, got {groups}"
+    )
 
 
 def _linear(x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype) -> Tensor:
@@ -37,8 +39,13 @@ def _linear(x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype) -> Tens
 
 
 def int4_linear(
-    x_q: Tensor, x_scale: Tensor | None, weight: Tensor, w_scale: Tensor, group_scale: Tensor | None = None,
-    bias: Tensor | None = None, out_dtype: torch.dtype | None = None,
+    x_q: Tensor,
+    x_scale: Tensor | None,
+    weight: Tensor,
+    w_scale: Tensor,
+    group_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """x_q packed uint8 [..., K/2] or int8 [..., K]; weight tiles; w_scale fp32 [N] -> [..., N]."""
     if x_q.dtype == torch.uint8:
@@ -47,7 +54,11 @@ def int4_linear(
 
 
 def int8_linear(
-    x_q: Tensor, x_scale: Tensor | None, weight: Tensor, w_scale: Tensor, bias: Tensor | None = None,
+    x_q: Tensor,
+    x_scale: Tensor | None,
+    weight: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """x_q int8 [..., K]; weight int8 tiles; w_scale fp32 [N] -> [..., N]."""
@@ -55,8 +66,15 @@ def int8_linear(
 
 
 def dynamic_linear(
-    x: Tensor, weight: Tensor, w_scale: Tensor, group_scale: Tensor | None = None, bias: Tensor | None = None,
-    activation_bits: int = 8, clip: float = 1.0, hadamard_block: int | None = None, shift: Tensor | None = None,
+    x: Tensor,
+    weight: Tensor,
+    w_scale: Tensor,
+    group_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation_bits: int = 8,
+    clip: float = 1.0,
+    hadamard_block: int | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """[subtract shift] -> [Hadamard] -> per-token quantise -> integer linear; result in x.dtype.
 

@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def kv4_quantize(x: Tensor, clip: float = 1.0) -> tuple[Tensor, Tensor]:
-    """x [..., D] -> (packed uint8 [..., ceil(D/2)], params fp16 [..., 2] = (scale, zero)); x ~ code * scale + zero.
+    """x [..., D] -> (packed uint8 [..., ceil(D/2)], params fp16 [..., 2] = (scale, zero)).
+
+    x is about code * scale + zero.
 
     zero = min * clip, scale = (max - min) * clip / 15, both rounded to fp16 before the codes are taken.
     """
@@ -24,8 +26,12 @@ def kv4_quantize(x: Tensor, clip: float = 1.0) -> tuple[Tensor, Tensor]:
     return code[..., 0::2] | (code[..., 1::2] << 4), torch.stack((scale, zero), -1)
 
 
-def kv4_dequantize(packed: Tensor, params: Tensor, dtype: torch.dtype = torch.float32, d: int | None = None) -> Tensor:
+def kv4_dequantize(
+    packed: Tensor, params: Tensor, dtype: torch.dtype = torch.float32, d: int | None = None
+) -> Tensor:
     """Inverse: [..., d] of dtype; code * scale rounded once, + zero rounded once, in fp32."""
-    code = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., : d or 2 * packed.shape[-1]].float()
+    code = (
+        torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)[..., : d or 2 * packed.shape[-1]].float()
+    )
     scale, zero = params.float().unbind(-1)
     return (code * scale.unsqueeze(-1) + zero.unsqueeze(-1)).to(dtype)

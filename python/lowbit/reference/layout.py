@@ -1,6 +1,7 @@
 """Byte layouts of int4: the portable one of checkpoints, and the tiles that the kernels read.
 
-Portable: uint8 [..., ceil(K/2)], low nibble = even k, code = value + 8 (the bytes of compressed-tensors' `pack-quantized`).
+Portable: uint8 [..., ceil(K/2)], low nibble = even k, code = value + 8 (the bytes of compressed-tensors'
+`pack-quantized`).
 Tile (private to the CPU kernels): 16 output channels x 8 k; the 4 bytes of a channel hold k 0..3 in their low
 and k 4..7 in their high nibbles, so that one mask and one shift give two operands of a 4-wide dot product.
 """
@@ -49,7 +50,7 @@ def unprepack_int4_weight(tiles: Tensor, n: int, k: int) -> Tensor:
 
 
 def prepack_int8_weight(weight: Tensor) -> Tensor:
-    """int8 [N, K] -> int8 [ceil(N/16), ceil(K/8), 128]: per tile the [16, 4] bytes of k 0..3, then of k 4..7."""
+    """int8 [N, K] -> int8 [ceil(N/16), ceil(K/8), 128]: a tile is [16, 4] bytes of k 0..3, then of k 4..7."""
     t = _to_tiles(weight)
     return torch.cat((t[..., :4].flatten(-2), t[..., 4:].flatten(-2)), dim=-1).contiguous()
 

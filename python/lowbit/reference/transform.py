@@ -47,7 +47,9 @@ def _residue_matrix(q: int) -> Tensor:
                 prod[i - k + j] = (prod[i - k + j] - prod[i] * mod[j]) % p
         return prod[:k]
 
-    for mod in digits:  # the first monic polynomial modulo which squaring is two to one has no zero divisors' squares
+    for mod in (
+        digits
+    ):  # the first monic polynomial modulo which squaring is two to one has no zero divisors' squares
         squares = {tuple(multiply(d, d, mod)) for d in digits[1:]}
         if len(squares) == (q - 1) // 2 and (0,) * k not in squares and _is_field(digits, mod, multiply, k):
             break
@@ -84,7 +86,9 @@ def _williamson(k: int) -> Tensor | None:
     if k % 4 or n not in _WILLIAMSON:
         return None
     index = (torch.arange(n)[None, :] - torch.arange(n)[:, None]) % n
-    a, b, c, d = (torch.tensor([-1 if s >> min(j, n - j) & 1 else 1 for j in range(n)])[index] for s in _WILLIAMSON[n])
+    a, b, c, d = (
+        torch.tensor([-1 if s >> min(j, n - j) & 1 else 1 for j in range(n)])[index] for s in _WILLIAMSON[n]
+    )
     rows = [[a, b, c, d], [-b, a, -d, c], [-c, d, a, -b], [-d, -c, b, a]]
     return torch.cat([torch.cat(r, 1) for r in rows])
 
@@ -95,7 +99,9 @@ def hadamard_matrix(k: int) -> Tensor:
 
     Raises ValueError where this construction knows no matrix of that order.
     """
-    with torch.device("cpu"):  # kept for the life of the process: a model built on meta must not leave it empty
+    with torch.device(
+        "cpu"
+    ):  # kept for the life of the process: a model built on meta must not leave it empty
         return _construct(k)
 
 
@@ -107,14 +113,16 @@ def _construct(k: int) -> Tensor:
             if (h := build(k)) is not None:
                 return h.to(torch.int8)
     if k < 1 or k % 2 or (k > 2 and k % 4):
-        raise ValueError(f"hadamard_matrix: k = {k} has no Hadamard matrix (expected 1, 2 or a multiple of 4)")
+        raise ValueError(
+            f"hadamard_matrix: k = {k} has no Hadamard matrix (expected 1, 2 or a multiple of 4)"
+        )
     half = hadamard_matrix(k // 2)
     return torch.kron(torch.tensor([[1, 1], [1, -1]], dtype=torch.int8), half)
 
 
 @functools.lru_cache(None)
 def split_order(n: int) -> tuple[int, int]:
-    """n = K * 2^m with the smallest K for which a Hadamard matrix is constructed (K = 1 for powers of two)."""
+    """n = K * 2^m with the smallest K that has a constructed Hadamard matrix (1 for powers of two)."""
     odd = n & -n  # largest power of two in n
     k, two = n // odd, odd
     if k == 1:
@@ -129,9 +137,7 @@ def split_order(n: int) -> tuple[int, int]:
     raise ValueError(f"hadamard: size {n} has no constructed Hadamard matrix; use a block that divides it")
 
 
-def hadamard(
-    x: Tensor, scale: float = 1.0, block: int | None = None, transpose: bool = False
-) -> Tensor:
+def hadamard(x: Tensor, scale: float = 1.0, block: int | None = None, transpose: bool = False) -> Tensor:
     """y = scale * (H_K x H_{2^m}) x over the last dimension, or over each `block` of it."""
     n = block or x.shape[-1]
     if n == 0:
@@ -147,14 +153,17 @@ def hadamard(
         h = hadamard_matrix(k).to(y)
         h = h.T if transpose else h
         v = y.view(-1, k, two)
-        acc = h[:, 0, None] * v[:, None, 0]
-        for i in range(1, k):  # in order, so that every backend sums alike
-            acc = acc + h[:, i, None] * v[:, None, i]
+        terms = [h[:, i, None] * v[:, None, i] for i in range(k)]  # [rows, k, two] each, exact
+        acc = torch.zeros_like(terms[0])
+        for i in range(0, k, 4):  # four at a time, in order, so that every backend sums alike
+            acc = acc + ((terms[i] + terms[i + 1]) + (terms[i + 2] + terms[i + 3]))
         y = acc
     return (y.reshape(x.shape) * torch.tensor(scale, dtype=torch.float32)).to(x.dtype)
 
 
-def hadamard_quantize(x: Tensor, bits: int, clip: float = 1.0, block: int | None = None) -> tuple[Tensor, Tensor]:
+def hadamard_quantize(
+    x: Tensor, bits: int, clip: float = 1.0, block: int | None = None
+) -> tuple[Tensor, Tensor]:
     """quantize(hadamard(x, 1/sqrt(n))) with no rounding of the fp32 intermediate."""
     n = block or x.shape[-1]
     y = hadamard(x.float(), n**-0.5, block)

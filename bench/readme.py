@@ -1,0 +1,97 @@
+"""`python -m bench.readme`: rewrites the tables of README.md from the committed results.
+
+Between `<!-- table:NAME -->` and `<!-- /table:NAME -->`: `demo` from bench/results/quality-smollm2.json (a
+copy of what `make demo` wrote), `linear` from bench/results/linear-cpu.json.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench/results"
+BATCHES = (1, 8, 32, 128, 512)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
+def _demo(report: dict) -> str:
+    rows = [["method", "perplexity", "x fp32", "checkpoint, MB", "prefill, tok/s", "decode, tok/s"]]
+    for row in report["rows"]:
+        ppl, ratio = row["perplexity"], row["ratio"]
+        rows.append(
+            [
+                f"`{row['method']}`",
+                f"{ppl:.2f}" if ppl < 1e4 else f"{ppl:.0f}",
+                f"{ratio:.3f}" if ratio < 100 else f"{ratio:.0f}",
+                f"{row['checkpoint_bytes'] / 1e6:.0f}",
+                f"{row['prefill_tokens_per_s']:.0f}",
+                f"{row['decode_tokens_per_s']:.1f}",
+            ]
+        )
+    note = (
+        f"\n\nSmolLM2-135M-Instruct (its published Q4_1 GGUF, dequantised, is the fp32 baseline); "
+        f"{report['windows']} windows of {report['window']} tokens of Python's documentation; "
+        f"{report['device']}, {report['seconds'] / 60:.1f} minutes in all. "
+        "From `bench/results/quality-smollm2.json`."
+    )
+    return _markdown(rows) + note
+
+
+def _linear(run: dict) -> str:
+    variants = list(run["summary"])
+    shapes = sorted({(p["n"], p["k"]) for p in run["points"]})
+    rows = [["N x K", "layer", *(f"M = {m}" for m in BATCHES)]]
+    for n, k in shapes:
+        for name in variants:
+            if "W4" not in name:
+                continue
+            cells = []
+            for m in BATCHES:
+                at = [p for p in run["points"] if (p["n"], p["k"], p["m"]) == (n, k, m)]
+                if not at:
+                    cells.append("")
+                    continue
+                t = at[0]["ours"][name]
+                cells.append(f"{t['median'] * 1e3:.3g} ms, {t['ratio'][at[0]['best_peer']]:.2f}x")
+            rows.append([f"{n} x {k}", name.removeprefix("lowbit "), *cells])
+    means = ", ".join(
+        f"{name.removeprefix('lowbit ')} {s['geometric_mean']:.2f} (worst point {s['worst']:.2f})"
+        for name, s in run["summary"].items()
+    )
+    env = run["environment"]
+    return (
+        _markdown(rows)
+        + "\n\nMedian time, activations' quantisation included, and the fastest peer's time over ours (above "
+        "1: lowbit is faster). Peers, interleaved in one process: torch fp32, bf16, dynamic int8 (onednn, "
+        "fbgemm), `_weight_int4pack_mm_for_cpu`, onnxruntime MatMulNBits (accuracy_level 4), OpenVINO u4. "
+        f"Geometric means: {means}. {env['device']}, {env['threads']} threads, {env['isa']}; commit "
+        f"{(env['commit'] or '')[:10]}; from `bench/results/linear-cpu.json`."
+    )
+
+
+def _tables() -> dict[str, tuple[str, Callable[[dict], str]]]:
+    return {"demo": ("quality-smollm2.json", _demo), "linear": ("linear-cpu.json", _linear)}
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for name, (file, render) in _tables().items():
+        if not (RESULTS / file).exists():
+            print(f"{name}: no bench/results/{file}, left as it is")
+            continue
+        table = render(json.loads((RESULTS / file).read_text()))
+        pattern = re.compile(f"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)", re.DOTALL)
+        text, count = pattern.subn(lambda m, table=table: m[1] + table + "\n" + m[2], text)
+        if count != 1:
+            raise SystemExit(f"README.md: expected one place marked table:{name}, got {count}")
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Ten one-line mutants per kernel family, each with the tests that should kill it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` occurs exactly once in csrc/`file`; the mutant has `new` in its place."""
+
+    family: str
+    file: str
+    old: str
+    new: str
+
+
+TESTS = {
+    "int_gemm": ["tests/ops/test_linear.py", "tests/ops/test_dynamic_linear.py", "tests/ops/test_layout.py"],
+    "hadamard": ["tests/ops/test_hadamard.py"],
+    "quantize": ["tests/ops/test_quantize.py", "tests/ops/test_dynamic_linear.py"],
+    "kv_cache": ["tests/ops/test_kv_cache.py"],
+}
+
+_GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
+_HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
+_QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
+
+MUTANTS = [
+    # the tail of the channels
+    Mutant(
+        "int_gemm",
+        _GEMM,
+        "const int64_t valid = p.n - n < 16 ?",
+        "const int64_t valid = p.n - n <= 16 ? 15 : p.n - n < 16 ?",
+    ),
+    # the order of the roundings
+    Mutant(
+        "int_gemm",
+        _GEMM,
+        "if (p.bias) v = add(v, load(bias + i));",
+        "if (p.bias) v = add(load(bias + i), mul(v, set1(1.0000001f)));",
+    ),
+    Mutant("int_gemm", _GEMM, "v = mul(v, set1(p.x_scale[m]));", "v = mul(v, set1(p.x_scale[0]));"),
+    # the zero point of two of the four k
+    Mutant("int_gemm", _GEMM, "s23 += a[2] + a[3]", "s23 += a[2]"),
+    # the last, shorter panel
+    Mutant("int_gemm", _GEMM, "left < Dot::kRows ? left : Dot::kRows, p.panels", "Dot::kRows, p.panels"),
+    # the group scale of the first group for all
+    Mutant("int_gemm", _GEMM, "s1 += w.scale ? tile::kN : 0;", "s1 += 0;"),
+    # an accumulator that overflows on the largest sums only
+    Mutant("int_gemm", _AVX2, "max_code <= 127 ? 64 : 32;", "64;"),
+    Mutant(
+        "int_gemm",
+        _AVX2,
+        "_mm256_and_si256(_mm256_srli_epi16(a, 4), mask)",
+        "_mm256_and_si256(_mm256_srli_epi16(a, 3), mask)",
+    ),
+    Mutant(
+        "int_gemm",
+        _AVX2,
+        "add_to(total + 8, _mm256_madd_epi16(b.b, sb));",
+        "add_to(total + 8, _mm256_madd_epi16(b.b, sa));",
+    ),
+    Mutant("int_gemm", _TILE, "+ k % 4, (k % kK) >= 4};", "+ k % 4, (k % kK) > 4};"),
+    # one butterfly the wrong way round
+    Mutant("hadamard", _HADAMARD, "b = sub(a, b);", "b = sub(b, a);"),
+    Mutant(
+        "hadamard",
+        _HADAMARD,
+        "if (!(i & s)) butterfly(v[i], v[i + s]);",
+        "if (!(i & s) && s < 4) butterfly(v[i], v[i + s]);",
+    ),
+    Mutant(
+        "hadamard",
+        _HADAMARD,
+        "if (stride * 4 == two) later_pass<4>(w, y + base, two, stride, scale, true);",
+        "if (stride * 4 == two) later_pass<4>(w, y + base, two, stride, scale, false);",
+    ),
+    Mutant(
+        "hadamard",
+        _HADAMARD,
+        "for (; stride * 8 < two; stride *= 8)",
+        "for (; stride * 8 <= two; stride *= 8)",
+    ),
+    Mutant("hadamard", _HADAMARD, "t[i] = a + b, t[i + s] = a - b;", "t[i] = a + b, t[i + s] = b - a;"),
+    Mutant(
+        "hadamard",
+        _AVX2,
+        "sign = _mm256_setr_ps(0.f, 0.f, -0.f, -0.f, 0.f, 0.f, -0.f, -0.f);",
+        "sign = _mm256_setr_ps(0.f, 0.f, -0.f, -0.f, 0.f, 0.f, -0.f, 0.f);",
+    ),
+    Mutant(
+        "hadamard",
+        _MATRIX,
+        "h[i * k + j] = int8_t(i == j ? 1 : i == 0 ? 1 : j == 0 ? -1 : r[(i - 1) * q + j - 1]);",
+        "h[i * k + j] = int8_t(i == j ? 1 : i == 0 ? 1 : j == 0 ? -1 : r[(j - 1) * q + i - 1]);",
+    ),
+    Mutant(
+        "hadamard",
+        _MATRIX,
+        "constexpr int on[2][2] = {{1, 1}, {1, -1}}, off[2][2] = {{1, -1}, {-1, -1}};",
+        "constexpr int on[2][2] = {{1, 1}, {1, -1}}, off[2][2] = {{1, 1}, {-1, -1}};",
+    ),
+    Mutant(
+        "hadamard",
+        _MATRIX,
+        "{29, {0x7614, 0x3794, 0x305a, 0xe24}},",
+        "{29, {0x7614, 0x3794, 0x305a, 0xe25}},",
+    ),
+    # the sum of four terms in another order: the last bit only
+    Mutant(
+        "hadamard",
+        _HADAMARD,
+        "add(first[k / 2], second[k % 2]));",
+        "k % 2 ? sub(add(first[k / 2], v[2]), v[3]) : add(add(first[k / 2], v[2]), v[3]));",
+    ),
+    # rounding, clamping, special rows
+    Mutant(
+        "quantize",
+        _QUANTIZE,
+        "const int qmin = qmax == 7 ? -8 : -127;",
+        "const int qmin = qmax == 7 ? -7 : -127;",
+    ),
+    Mutant("quantize", _QUANTIZE, "else if (s < 1.17549435e-38f) s = 1.f;", "else if (s <= 0.f) s = 1.f;"),
+    Mutant(
+        "quantize",
+        _QUANTIZE,
+        "if (bits >= 0x7f800000u) s = bits_float(0x7fc00000u);",
+        "if (bits > 0x7f800000u) s = bits_float(0x7fc00000u);",
+    ),
+    Mutant(
+        "quantize",
+        _QUANTIZE,
+        "bits_float(bits) * p.clip / float(qmax)",
+        "bits_float(bits) * (p.clip / float(qmax))",
+    ),
+    Mutant("quantize", _QUANTIZE, "if (i < k) m0 = max_abs_bits(m0, load_some(x + i, k - i));", ""),
+    Mutant(
+        "quantize",
+        _QUANTIZE,
+        "for (; i + kLanes <= k; i += kLanes) m0 = max_abs_bits(m0, load(x + i));",
+        "for (; i + kLanes < k; i += kLanes) m0 = max_abs_bits(m0, load(x + i + 1));",
+    ),
+    Mutant(
+        "quantize",
+        _QUANTIZE,
+        "if (k % 2) out[k / 2] = uint8_t((q[k - 1] + 8) | 0x80);",
+        "if (k % 2) out[k / 2] = uint8_t(q[k - 1] + 8);",
+    ),
+    Mutant(
+        "quantize",
+        _QUANTIZE,
+        "for (int64_t j = 0; i + j < p.k; ++j) row[i + j] = t[j];",
+        "for (int64_t j = 1; i + j < p.k; ++j) row[i + j] = t[j];",
+    ),
+    Mutant("quantize", _QUANTIZE, "for (const I m : {m0, m1, m2, m3})", "for (const I m : {m0, m1, m2})"),
+    Mutant(
+        "quantize",
+        _AVX2,
+        "_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);",
+        "_MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);",
+    ),
+    # scale and zero, their rounding, and the nibbles
+    Mutant(
+        "kv_cache",
+        _KV,
+        "float_to_fp16((hi * p.clip - lo * p.clip) / 15.f)",
+        "float_to_fp16((hi - lo) * p.clip / 15.f)",
+    ),
+    Mutant("kv_cache", _KV, "zero = float_to_fp16(lo * p.clip);", "zero = float_to_fp16(lo);"),
+    Mutant(
+        "kv_cache",
+        _KV,
+        "const float s = fp16_to_float(scale), z = fp16_to_float(zero);",
+        "const float s = fp16_to_float(scale), z = lo * p.clip;",
+    ),
+    Mutant("kv_cache", _KV, "hi = t[j] > hi ? t[j] : hi;", "hi = t[j] >= hi ? hi : hi;"),
+    Mutant("kv_cache", _KV, "scale = zero = 0x7e00;", "scale = 0x7e00, zero = 0;"),
+    Mutant("kv_cache", _KV, "last = set1(15.f);", "last = set1(14.f);"),
+    Mutant(
+        "kv_cache",
+        _KV,
+        "uint8_t(q[2 * i] | (q[2 * i + 1] << 4));",
+        "uint8_t(q[2 * i + 1] | (q[2 * i] << 4));",
+    ),
+    Mutant("kv_cache", _KV, "if (count % 2) packed[(base + count) / 2] = uint8_t(q[count - 1]);", ""),
+    Mutant("kv_cache", _KV, "add(mul(from_u8(q + i), scale), zero)", "mul(add(from_u8(q + i), zero), scale)"),
+    Mutant(
+        "kv_cache",
+        _HALF,
+        "(a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13",
+        "(a - 0x38000000u + 0x1000u) >> 13",
+    ),
+]
