@@ -91,6 +91,9 @@ struct Layer {
     p.weight = static_cast<const uint8_t*>(weight.const_data_ptr());
     p.w_scale = static_cast<const float*>(w_scale.const_data_ptr());
     if (group_scale_in) set_groups(op, as_contiguous(*group_scale_in));
+    // the 32-bit sum of K products of at most 128 * 128 (or 8 * 128) in magnitude
+    const int64_t deepest = p.weight_int8 || p.group_scale ? 131071 : 2097151;
+    check(k <= deepest, op, ": K is ", k, ", expected at most ", deepest, ", or the 32-bit sum could wrap");
     if (bias_in) {
       bias = as_contiguous(bias_in->scalar_type() == ScalarType::Float ? *bias_in : to_float(*bias_in, op));
       check(bias->numel() == p.n && bias->dim() == 1, op, ": bias has shape ", text(shape_of(*bias)),

@@ -1,6 +1,4 @@
-"""Readers of every packed layout, one element at a time in spirit: index arithmetic, no shared code with the
-library.
-"""
+"""Readers and writers of every packed layout by index arithmetic, sharing no code with the library."""
 
 import numpy as np
 

@@ -79,7 +79,7 @@ def add_parser(commands: Any) -> None:
     p.add_argument(
         "--prompt", action="append", help="a sentence is generated for each (default: two questions)"
     )
-    p.add_argument("--max-new-tokens", type=int, default=40, metavar="N", help="per prompt (default 40)")
+    p.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="per prompt (default 32)")
     p.add_argument("--plot", metavar="PNG", help="also draw the table (needs matplotlib)")
     p.add_argument("--save-dir", metavar="DIR", help="keep the checkpoints here, one directory per method")
     p.add_argument("--overwrite", action="store_true", help="replace checkpoints that are there already")
@@ -232,7 +232,7 @@ def measure_method(
         output.say(f"    reloading {size / 1e6:.1f} MB")
         model = common.load_model(ModelSource(method, str(out)), "auto", job.device)
         found = evaluate.perplexity(model, job.text.ids, job.window, max_windows=job.windows)
-        fast = evaluate.speed(model, job.text.ids, prefill=min(512, job.window))
+        fast = evaluate.speed(model, job.text.ids, min(512, job.window), decode=16, repeats=2)
         made = evaluate.generate(model, job.tokenizer, job.prompts, job.max_new_tokens)
     del model
     common.free()

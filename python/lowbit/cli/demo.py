@@ -80,9 +80,9 @@ def run(argv: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("build/demo"), help="folder of everything (default build/demo)"
     )
     p.add_argument("--methods", help="as for `lowbit compare` (default: its eight)")
-    p.add_argument("--windows", default="4", metavar="N", help="of 2048 tokens to evaluate on (default 4)")
+    p.add_argument("--windows", default="2", metavar="N", help="of 2048 tokens to evaluate on (default 2)")
     p.add_argument(
-        "--calib-samples", default="32", metavar="N", help="of 512 tokens to calibrate on (default 32)"
+        "--calib-samples", default="16", metavar="N", help="of 512 tokens to calibrate on (default 16)"
     )
     args = p.parse_args(argv)
     start = time.perf_counter()

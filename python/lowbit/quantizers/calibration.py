@@ -136,7 +136,8 @@ def calibrate(
         _run_layer(parts, stages, hidden, [a[i] for a in arguments])
         for keys, stage in zip(LayerParts.STAGES, stages, strict=True):
             for key, module in zip(keys, stage.modules, strict=True):
-                parts.module.set_submodule(LayerParts.PATHS[key], module.to(original))
+                parts.module.set_submodule(LayerParts.PATHS[key], module)
+        parts.module.to(original)  # calibration ran it in fp32
         report()
 
 

@@ -13,7 +13,7 @@ def _integer_weight(weight: Tensor, group_scale: Tensor | None, n: int, k: int) 
         return unprepack_int8_weight(weight, n, k).long()
     w = unpack_int4(unprepack_int4_weight(weight, n, k), k).long()
     if group_scale is not None:
-        s = group_scale.transpose(1, 2).reshape(-1, group_scale.shape[1])[:n]  # [N, G]
+        s = group_scale.transpose(1, 2).flatten(0, 1)[:n]  # [N, G]
         w = w * s.long().repeat_interleave(_group_size(k, s.shape[1]), dim=1)[:, :k]
     return w
 
