@@ -49,4 +49,5 @@ def set_isa(name: str) -> None:
 
 
 def cuda_compiled() -> bool:
+    """Whether this build holds CUDA kernels."""
     return bool(_library.lowbit_cuda_compiled())

@@ -51,6 +51,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class Generation:
+    """What a model wrote after a prompt."""
+
     prompt: str
     text: str
     tokens: int

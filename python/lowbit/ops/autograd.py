@@ -42,6 +42,7 @@ def _dynamic_linear_backward(ctx, grad: Tensor):
 
 
 def register() -> None:
+    """Attach the gradients to the ops; called once, on import."""
     torch.library.register_autograd("lowbit::hadamard", _hadamard_backward, setup_context=_hadamard_setup)
     torch.library.register_autograd(
         "lowbit::dynamic_linear", _dynamic_linear_backward, setup_context=_dynamic_linear_setup
