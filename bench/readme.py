@@ -36,8 +36,9 @@ def _demo(report: dict) -> str:
     note = (
         f"\n\nSmolLM2-135M-Instruct (its published Q4_1 GGUF, dequantised, is the fp32 baseline); "
         f"{report['windows']} windows of {report['window']} tokens of Python's documentation; "
-        f"{report['device']}, {report['seconds'] / 60:.1f} minutes in all. "
-        "From `bench/results/quality-smollm2.json`."
+        f"{report['device']['cpu']}, {report['device']['threads']} threads, {report['device']['isa']}; torch "
+        f"{report['versions']['torch']}; commit {(report['commit'] or '')[:10]}; "
+        f"{report['seconds'] / 60:.1f} minutes. From `bench/results/quality-smollm2.json`."
     )
     return _markdown(rows) + note
 
