@@ -49,7 +49,7 @@ def _linear(run: dict) -> str:
     rows = [["N x K", "layer", *(f"M = {m}" for m in BATCHES)]]
     for n, k in shapes:
         for name in variants:
-            if "W4" not in name:
+            if name not in ("lowbit W4A8", "lowbit W4A4"):  # groups: in the file and in the means
                 continue
             cells = []
             for m in BATCHES:
