@@ -15,6 +15,11 @@ constexpr int kChunkStages = 3 + kLogLanes;
 
 static inline int log2_of(int64_t n) { return __builtin_ctzll(uint64_t(n)); }
 
+template <class T>
+static inline void store_pair(T* p, V a, V b) {
+  store(p, a), store(p + kLanes, b);
+}
+
 static inline void butterfly(V& a, V& b) {
   const V sum = add(a, b);
   b = sub(a, b);
@@ -45,22 +50,35 @@ static void first_pass(const In* x, Out* y, int64_t n, float scale, bool scaled)
     }
     constexpr int kBetween = kStages > kLogLanes ? 1 << (kStages - kLogLanes) : 1;
     butterflies<kBetween>(v);
+    if (scaled)
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) store(y + i + j * kLanes, scaled ? mul(v[j], s) : v[j]);
+      for (int j = 0; j < 8; ++j) v[j] = mul(v[j], s);
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2) store_pair(y + i + j * kLanes, v[j], v[j + 1]);
   }
 }
 
 template <int kRadix, class Out>
 static void later_pass(const float* x, Out* y, int64_t n, int64_t stride, float scale, bool scaled) {
+  constexpr int kWide = sizeof(Out) == 2 ? 2 : 1;  // 16-bit results leave two registers at a time
   const V s = set1(scale);
   for (int64_t base = 0; base < n; base += kRadix * stride)
-    for (int64_t i = base; i < base + stride; i += kLanes) {
-      V v[kRadix];
+    for (int64_t i = base; i < base + stride; i += kWide * kLanes) {
+      V v[kWide][kRadix];
+#pragma GCC unroll 2
+      for (int w = 0; w < kWide; ++w) {
 #pragma GCC unroll 8
-      for (int j = 0; j < kRadix; ++j) v[j] = load(x + i + j * stride);
-      butterflies<kRadix>(v);
+        for (int j = 0; j < kRadix; ++j) v[w][j] = load(x + i + j * stride + w * kLanes);
+        butterflies<kRadix>(v[w]);
+        if (scaled)
 #pragma GCC unroll 8
-      for (int j = 0; j < kRadix; ++j) store(y + i + j * stride, scaled ? mul(v[j], s) : v[j]);
+          for (int j = 0; j < kRadix; ++j) v[w][j] = mul(v[w][j], s);
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < kRadix; ++j) {
+        if constexpr (kWide == 2) store_pair(y + i + j * stride, v[0][j], v[1][j]);
+        else store(y + i + j * stride, v[0][j]);
+      }
     }
 }
 
@@ -111,10 +129,20 @@ static void fwht(const In* x, Out* y, float* work, int64_t n, int64_t two, float
   }
 }
 
-constexpr int64_t kMixColumns = 2 * kLanes;  // columns that one pass of mix takes
+// H_K over blocks of K * two floats. A column register is kLanes columns of one block; mix_columns takes
+// kCols of them at a time, from several blocks where two is small.
+constexpr int kMixCols = 4;
+constexpr int64_t kMixFloats = 6144;  // what the combinations may take of the L1 cache
 
-// Workspace of mix: eight combinations of every four inputs, kMixColumns wide.
-static inline int64_t mix_scratch(int64_t order) { return order > 1 ? 2 * order * kMixColumns : 0; }
+// Blocks that mix needs at hand to fill kMixCols registers.
+static inline int64_t mix_blocks(int64_t two) {
+  return two < kMixCols * kLanes && two >= kLanes ? kMixCols * kLanes / two : 1;
+}
+
+// Workspace of a transform with a factor K: the blocks, and eight combinations of every four inputs.
+static inline int64_t mix_scratch(int64_t order, int64_t two) {
+  return order > 1 ? mix_blocks(two) * order * two + 2 * order * kMixCols * kLanes : 0;
+}
 
 template <class T>
 static inline V load_some(const T* x, int64_t count) {  // the first count < kLanes lanes, others zero
@@ -132,16 +160,16 @@ static inline void store_some(T* y, V v, int64_t count) {
 
 // sums[g][8][kCols] = (x0 +- x1) +- (x2 +- x3) of inputs 4g..4g+3, numbered as in MixTable.
 template <int kCols, bool kPartial>
-static inline void combine(const float* x, float* sums, int64_t order, int64_t two, int64_t count) {
+static inline void combine(const float* x, const int64_t* column, float* sums, int64_t order, int64_t two) {
   constexpr int64_t kWidth = kCols * kLanes;
   for (int64_t i = 0; i < order; i += 4, sums += 8 * kWidth)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int c = 0; c < kCols; ++c) {
       V v[4];
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
-        const float* from = x + (i + k) * two + c * kLanes;
-        v[k] = kPartial ? load_some(from, count) : load(from);
+        const float* from = x + (i + k) * two + column[c];
+        v[k] = kPartial ? load_some(from, two) : load(from);
       }
       const V first[2] = {add(v[0], v[1]), sub(v[0], v[1])}, second[2] = {add(v[2], v[3]), sub(v[2], v[3])};
 #pragma GCC unroll 4
@@ -152,16 +180,20 @@ static inline void combine(const float* x, float* sums, int64_t order, int64_t t
     }
 }
 
-// y[j, c] = scale * sum_i H[j, i] x[i, c] for kCols registers of columns (or `count` < kLanes columns of
-// one). Four inputs have only eight signed sums up to a sign. They are made once for the columns at hand, and
-// an output then adds one of them per four inputs: K^2 / 4 additions instead of K^2.
+// y[j, c] = scale * sum_i H[j, i] x[i, c] for the column registers q .. q + kCols - 1 (kPartial: for the two
+// < kLanes columns of block q). Four inputs have only eight signed sums up to a sign. They are made once for
+// the columns at hand, and an output then adds one of them per four inputs: K^2 / 4 additions instead of K^2.
 template <int kCols, bool kPartial, class Out>
 static inline void mix_columns(const float* x, Out* y, const MixTable& h, int64_t order, int64_t two,
-                               int64_t count, float* sums, float scale) {
-  constexpr int kRows = 4;  // outputs at a time; order is a multiple of 4
+                               int64_t q, float* sums, float scale) {
+  constexpr int kRows = kCols == kMixCols ? 2 : 4;  // outputs at a time; order is a multiple of 4
   constexpr int64_t kWidth = kCols * kLanes;
-  combine<kCols, kPartial>(x, sums, order, two, count);
-  const int64_t quads = order / 4;
+  const int64_t per_block = kPartial ? 1 : two / kLanes, quads = order / 4;
+  int64_t column[kCols];
+#pragma GCC unroll 4
+  for (int c = 0; c < kCols; ++c)
+    column[c] = (q + c) / per_block * order * two + (q + c) % per_block * kLanes;
+  combine<kCols, kPartial>(x, column, sums, order, two);
   const V s = set1(scale), zero = set1(0.f);
   for (int64_t j = 0; j < order; j += kRows) {
     const uint8_t* which = h.combination + j * quads;
@@ -169,59 +201,68 @@ static inline void mix_columns(const float* x, Out* y, const MixTable& h, int64_
     V acc[kRows][kCols];
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int c = 0; c < kCols; ++c) acc[r][c] = zero;
     for (int64_t g = 0; g < quads; ++g) {
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         const V plus_minus = set1(sign[r * quads + g]);
         const float* sum = sums + (8 * g + which[r * quads + g]) * kWidth;
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int c = 0; c < kCols; ++c) acc[r][c] = add_signed(acc[r][c], plus_minus, load(sum + c * kLanes));
       }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int c = 0; c < kCols; ++c) {
-        Out* to = y + (j + r) * two + c * kLanes;
-        if (kPartial) store_some(to, mul(acc[r][c], s), count);
+        Out* to = y + (j + r) * two + column[c];
+        if (kPartial) store_some(to, mul(acc[r][c], s), two);
         else store(to, mul(acc[r][c], s));
       }
   }
 }
 
 template <class Out>
-static void mix(const float* x, Out* y, const MixTable& h, int64_t order, int64_t two, float* sums,
-                float scale) {
-  int64_t c = 0;
-  for (; c + 2 * kLanes <= two; c += 2 * kLanes)
-    mix_columns<2, false>(x + c, y + c, h, order, two, 0, sums, scale);
-  for (; c + kLanes <= two; c += kLanes) mix_columns<1, false>(x + c, y + c, h, order, two, 0, sums, scale);
-  if (c < two) mix_columns<1, true>(x + c, y + c, h, order, two, two - c, sums, scale);
+static void mix(const float* x, Out* y, const MixTable& h, int64_t order, int64_t two, int64_t blocks,
+                float* sums, float scale) {
+  int64_t q = 0;
+  if (two < kLanes) {
+    for (; q < blocks; ++q) mix_columns<1, true>(x, y, h, order, two, q, sums, scale);
+    return;
+  }
+  const int64_t columns = blocks * (two / kLanes);
+  if (2 * order * kMixCols * kLanes <= kMixFloats)
+    for (; q + kMixCols <= columns; q += kMixCols)
+      mix_columns<kMixCols, false>(x, y, h, order, two, q, sums, scale);
+  for (; q + 2 <= columns; q += 2) mix_columns<2, false>(x, y, h, order, two, q, sums, scale);
+  if (q < columns) mix_columns<1, false>(x, y, h, order, two, q, sums, scale);
 }
 
-// y[n] = scale * transform of x[n] over blocks of order * two; y may be x. work: n + mix_scratch floats.
+// y[n] = scale * transform of x[n] over blocks of order * two; y may be x. work: mix_scratch floats; order 1:
+// n, or null where y is fp32.
 template <class In, class Out>
-static void hadamard_row(const In* x, Out* y, float* work, int64_t n, int64_t order, int64_t two,
-                         const MixTable* h, float scale) {
+static void hadamard(const In* x, Out* y, float* work, int64_t n, int64_t order, int64_t two,
+                     const MixTable* h, float scale) {
   if (order == 1) return fwht(x, y, work, n, two, scale);
-  fwht(x, work, static_cast<float*>(nullptr), n, two, 1.f);
-  for (int64_t base = 0; base < n; base += order * two)
-    mix(work + base, y + base, *h, order, two, work + n, scale);
+  const int64_t block = order * two, most = mix_blocks(two);
+  for (int64_t i = 0; i < n; i += most * block) {
+    const int64_t blocks = (n - i) / block < most ? (n - i) / block : most;
+    fwht(x + i, work, static_cast<float*>(nullptr), blocks * block, two, 1.f);
+    mix(work, y + i, *h, order, two, blocks, work + most * block, scale);
+  }
 }
 
-static int64_t hadamard_scratch(const HadamardParams& p) { return p.n + mix_scratch(p.order); }
+static int64_t hadamard_scratch(const HadamardParams& p) {
+  return p.order == 1 ? p.n : mix_scratch(p.order, p.two);
+}
 
+// Rows are contiguous, so a row is only so many blocks: short ones share a pass.
 template <class T>
 static void hadamard_typed(const HadamardParams& p, float* scratch, int64_t begin, int64_t end) {
-  const T* x = static_cast<const T*>(p.x);
-  T* y = static_cast<T*>(p.y);
-  if (p.order == 1)  // rows are contiguous: short ones share a chunk
-    return fwht(x + begin * p.n, y + begin * p.n, sizeof(T) == 4 ? nullptr : scratch, (end - begin) * p.n,
-                p.two, p.scale);
-  for (int64_t r = begin; r < end; ++r)
-    hadamard_row(x + r * p.n, y + r * p.n, scratch, p.n, p.order, p.two, p.mix, p.scale);
+  const bool in_place = p.order == 1 && sizeof(T) == 4;
+  hadamard(static_cast<const T*>(p.x) + begin * p.n, static_cast<T*>(p.y) + begin * p.n,
+           in_place ? nullptr : scratch, (end - begin) * p.n, p.order, p.two, p.mix, p.scale);
 }
 
 static void hadamard_rows(const HadamardParams& p, float* scratch, int64_t begin, int64_t end) {

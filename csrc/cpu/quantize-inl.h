@@ -12,7 +12,7 @@ static inline int64_t padded(int64_t k) { return (k + 63) / 64 * 64; }
 
 // row in fp32, the codes of a packed row (bytes), and what the transform needs
 static int64_t quantize_scratch(const QuantizeParams& p) {
-  return padded(p.k) + padded(p.k) / 4 + p.k + mix_scratch(p.order);
+  return padded(p.k) + padded(p.k) / 4 + (p.order > 1 ? mix_scratch(p.order, p.two) : p.k);
 }
 
 template <class T>
@@ -88,8 +88,8 @@ static void quantize_typed(const QuantizeParams& p, float* scratch, int64_t begi
       }
       if (p.order) {
         const float norm = float(1.0 / __builtin_sqrt(double(p.order * p.two)));
-        if (p.shift) hadamard_row(row, row, work, p.k, p.order, p.two, p.mix, norm);
-        else hadamard_row(x, row, work, p.k, p.order, p.two, p.mix, norm);
+        if (p.shift) hadamard(row, row, work, p.k, p.order, p.two, p.mix, norm);
+        else hadamard(x, row, work, p.k, p.order, p.two, p.mix, norm);
       }
       quantize_row(p, from, to, p.scale + r);
     }

@@ -25,10 +25,13 @@ static inline V load(const bf16* p) {
 static inline V load(const f16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-static inline void store(bf16* p, V v) {
+static inline __m256i round_bf16(V v) {
   const __m256i u = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-  __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  return _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+}
+static inline void store(bf16* p, V v) {
+  __m256i r = round_bf16(v);
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
   r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
@@ -56,22 +59,22 @@ static inline float lane_max(V a) {
 // acc + s * x with s = +-1: the product is exact, so fusing changes no bit
 static inline V add_signed(V acc, V s, V x) { return _mm256_fmadd_ps(s, x, acc); }
 
-// One butterfly stage inside a register, stride 1 << kStage: (a, b) -> (a + b, a - b).
+// One butterfly stage inside a register, stride 1 << kStage: (a, b) -> (a + b, a - b), as swapped +- x.
 template <int kStage>
 static inline V butterfly_within(V x) {
   static_assert(kStage < kLogLanes);
-  V swapped, sign;
-  if constexpr (kStage == 0) {
-    swapped = _mm256_permute_ps(x, 0xB1);
-    sign = _mm256_setr_ps(0.f, -0.f, 0.f, -0.f, 0.f, -0.f, 0.f, -0.f);
-  } else if constexpr (kStage == 1) {
-    swapped = _mm256_permute_ps(x, 0x4E);
-    sign = _mm256_setr_ps(0.f, 0.f, -0.f, -0.f, 0.f, 0.f, -0.f, -0.f);
-  } else {
-    swapped = _mm256_permute2f128_ps(x, x, 0x01);
-    sign = _mm256_setr_ps(0.f, 0.f, 0.f, 0.f, -0.f, -0.f, -0.f, -0.f);
-  }
-  return _mm256_add_ps(swapped, _mm256_xor_ps(x, sign));
+  if constexpr (kStage == 0)
+    return add_signed(_mm256_permute_ps(x, 0xB1), _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), x);
+  if constexpr (kStage == 1)
+    return add_signed(_mm256_permute_ps(x, 0x4E), _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1), x);
+  return add_signed(_mm256_permute2f128_ps(x, x, 0x01), _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1), x);
+}
+
+// Two neighbouring registers to bf16, for values computed from bf16: their NaN have low bits of zero and
+// survive the rounding, which spares the test.
+static inline void store_pair(bf16* p, V a, V b) {
+  const __m256i r = _mm256_packus_epi32(round_bf16(a), round_bf16(b));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(r, 0xD8));
 }
 
 using I = __m256i;

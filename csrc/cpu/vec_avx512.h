@@ -83,9 +83,8 @@ static inline V butterfly_within(V x) {
   if constexpr (kStage == 2) swapped = _mm512_shuffle_i32x4(u, u, 0xB1);
   if constexpr (kStage == 3) swapped = _mm512_shuffle_i32x4(u, u, 0x4E);
   constexpr uint16_t kOdd[4] = {0xAAAA, 0xCCCC, 0xF0F0, 0xFF00};  // lanes that get a - b
-  const __m512i negated = _mm512_xor_si512(u, _mm512_set1_epi32(int(0x80000000u)));
-  return _mm512_add_ps(_mm512_castsi512_ps(swapped),
-                       _mm512_castsi512_ps(_mm512_mask_blend_epi32(kOdd[kStage], u, negated)));
+  const V sign = _mm512_mask_blend_ps(kOdd[kStage], _mm512_set1_ps(1.f), _mm512_set1_ps(-1.f));
+  return add_signed(_mm512_castsi512_ps(swapped), sign, x);
 }
 
 using I = __m512i;

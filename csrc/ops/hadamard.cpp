@@ -11,6 +11,7 @@ void run(const Tensor& x, Tensor& y, double scale, std::optional<int64_t> block,
   cpu::HadamardParams p{};
   p.x = x.const_data_ptr(), p.y = y.mutable_data_ptr(), p.dtype = float_dtype(x.scalar_type(), op, "x");
   p.n = rows.length, p.order = t.order, p.two = t.two, p.mix = t.mix, p.scale = float(scale);
+  if (scale != scale) p.scale = __builtin_nanf("");  // no payload: vec_avx2.h counts on it
   const cpu::Kernels& kernels = cpu::active();
   const int64_t scratch = (kernels.hadamard_scratch(p) + 15) / 16 * 16;
   Workspace work(scratch * 4 * threads());

@@ -85,8 +85,8 @@ MUTANTS = [
     Mutant(
         "hadamard",
         _AVX2,
-        "sign = _mm256_setr_ps(0.f, 0.f, -0.f, -0.f, 0.f, 0.f, -0.f, -0.f);",
-        "sign = _mm256_setr_ps(0.f, 0.f, -0.f, -0.f, 0.f, 0.f, -0.f, 0.f);",
+        "_mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1)",
+        "_mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, 1)",
     ),
     Mutant(
         "hadamard",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lowbit.nn import Int4Linear, Int8Linear, QuantizedLinear
 from lowbit.quantizers import gptq, rtn
+from lowbit.quantizers.calibration import fake_quantize
 from lowbit.recipes import METHODS, Recipe
 from lowbit.transforms import (
     exact_logits,
@@ -244,6 +245,17 @@ def test_packed_kernels_agree_with_fake_quantisation(name):
         handle.remove()
     assert len(seen) == len(layers) == 14
     assert max(seen.values()) <= 0
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_calibration_clamps_as_the_kernels_do(bits):
+    """Half of the values lie outside the clip, on both sides: the codes at both ends must be the kernel's."""
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).sign() * torch.linspace(0.2, 1, 64)
+    op = {4: lowbit.ops.quantize_int4, 8: lowbit.ops.quantize_int8}[bits]
+    codes, scale = op(x, 0.5)
+    codes = lowbit.ops.unpack_int4(codes) if bits == 4 else codes
+    want = codes.float() * scale[:, None]
+    torch.testing.assert_close(fake_quantize(x, 2 ** (bits - 1) - 1, 0.5), want, rtol=1e-6, atol=0)
 
 
 def test_same_seed_same_model_other_seed_other_model():

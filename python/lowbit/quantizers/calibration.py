@@ -17,7 +17,7 @@ from ..recipes import Recipe
 from ..transforms.architectures import DecoderLayout, LayerParts
 from ..transforms.rotation import OnlineHadamard
 from .gptq import Hessian, gptq
-from .rtn import QuantizedWeight, activation_clip_search, round_, rtn
+from .rtn import QuantizedWeight, activation_clip_search, activation_codes_, rtn
 
 CLIP_GRID = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 _CLIP_TOKENS = 1024  # tokens that the clip search looks at
@@ -117,7 +117,7 @@ def build_module(
 def fake_quantize(x: Tensor, qmax: int, clip: float) -> Tensor:
     """x fp32 [T, K] rounded to the values that the per-token quantiser of the layers can represent."""
     scale = x.abs().amax(1, keepdim=True).mul_(clip / qmax).clamp_min_(torch.finfo(torch.float32).tiny)
-    return round_(x / scale, -qmax - 1, qmax).mul_(scale)
+    return activation_codes_(x / scale, qmax).mul_(scale)
 
 
 def calibrate(

@@ -43,6 +43,11 @@ def round_(x: Tensor, low: float, high: float) -> Tensor:
     return x.clamp_(low, high).add_(_ROUND).sub_(_ROUND)
 
 
+def activation_codes_(x: Tensor, qmax: int) -> Tensor:
+    """Fp32 x / scale to the codes of the layers' per-token quantiser, in place: -8..7, or -127..127."""
+    return round_(x, -8 if qmax == QMAX4 else -qmax, qmax)
+
+
 def _error(w: Tensor, scale: Tensor, qmax: int) -> Tensor:
     """Sum over the last dimension of |w - Q(w)|^2.4 for scales [..., 1]."""
     d = round_(w * (1.0 / scale), -qmax, qmax).mul_(scale).sub_(w).abs_()
@@ -159,7 +164,7 @@ def activation_clip_search(x: Tensor, w: Tensor, grid: tuple[float, ...], qmax: 
     e, p = torch.empty_like(x), x.new_empty(x.shape[0], metric.shape[1])
     for clip in grid:
         scale = amax * clip / qmax
-        round_(torch.div(x, scale, out=e), -qmax - 1, qmax).mul_(scale).sub_(x)
+        activation_codes_(torch.div(x, scale, out=e), qmax).mul_(scale).sub_(x)
         torch.mm(e, metric, out=p)
         loss = float(p.mul_(e if k < n else p).sum(1).div_(norm).mean())
         if loss < best_loss:
