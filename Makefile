@@ -1,8 +1,11 @@
-# make demo | test | bench | simde | clean | distclean.  Everything happens in .venv and build; nothing is installed elsewhere.
+# make demo | test | gpu | bench | simde | nvcc | clean | distclean.  Everything happens in .venv and build; nothing is
+# installed elsewhere. `make gpu` alone uses the Python that is there (PYTHON), and no network.
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO_ARGS ?=
+GPU_ARGS ?=
+CUDA ?= ON
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -10,31 +13,37 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := $(VENV)/stamps
 SIMDE := build/simde
 SOURCES := $(shell find csrc python -type f \( -name '*.py' -o -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \)) \
-	CMakeLists.txt
+	CMakeLists.txt $(wildcard cmake/*.cmake)
 PROJECT := setup.py pyproject.toml constraints.txt
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .NOTPARALLEL:
-.PHONY: help demo test bench simde clean distclean
+.PHONY: help demo test gpu bench simde nvcc clean distclean
 
 help:
 	@echo "make demo       quantise SmolLM2-135M and print the table (under 12 minutes on 2 cores)"
-	@echo "make test       the tests; PYTEST_ARGS='-k hadamard' for some of them"
+	@echo "make test       the tests; PYTEST_ARGS='-k hadamard' for some of them; CUDA=OFF without the CUDA kernels' audit"
+	@echo "make gpu        on a machine with a GPU: build, prove and bench the CUDA kernels; GPU_ARGS='--help'"
 	@echo "make bench      the kernel benchmarks against the installed peers; BENCH_ARGS='--help'"
 	@echo "make clean      remove build; make distclean also removes .venv"
 
 demo: $(STAMP)/demo $(STAMP)/lowbit
 	$(PY) -m lowbit.cli.demo --out build/demo $(DEMO_ARGS)
 
-# The tests run on a library that also holds the AVX-512 kernels over SIMDe, where those headers can be had.
-test: $(STAMP)/test $(STAMP)/lowbit simde
+# The tests run on a library that also holds the AVX-512 kernels over SIMDe, where those headers can be had, and the CUDA
+# kernels, whose machine code tests/audit reads.
+test: $(STAMP)/test $(STAMP)/lowbit simde $(if $(filter ON,$(CUDA)),nvcc)
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/emu -G Ninja \
 	  -DTORCH_DIR="$$($(PY) -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent)')" \
+	  -DLOWBIT_CUDA=$(CUDA) \
 	  -DLOWBIT_SIMDE_DIR="$(if $(wildcard $(SIMDE)/simde/x86/avx512.h),$(abspath $(SIMDE)))" > build/emu.log
 	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/emu --target lowbit
 	PATH="$(abspath $(VENV))/bin:$$PATH" LOWBIT_LIBRARY="$(abspath build/emu/liblowbit.so)" $(PY) -m pytest $(PYTEST_ARGS)
+
+gpu:
+	$(PYTHON) -m tests.gpu $(GPU_ARGS)
 
 bench: $(STAMP)/bench $(STAMP)/lowbit
 	$(PY) -m bench $(BENCH_ARGS)
@@ -66,6 +75,14 @@ $(STAMP)/lowbit: $(SOURCES) | $(STAMP)/torch
 	@touch $@
 
 comma := ,
+
+# The CUDA compiler: the machine's, else the one that setup.py names, from PyPI into .venv (seconds, 300 MB).
+nvcc: $(STAMP)/nvcc
+
+$(STAMP)/nvcc: setup.py | $(STAMP)/torch
+	@if ! PATH="$(CUDA_HOME)/bin:$$PATH:/usr/local/cuda/bin" command -v nvcc >/dev/null; then \
+	   echo "== nvcc"; $(PIP) install "$$(sed -n 's/^NVCC = "\(.*\)"/\1/p' setup.py)"; fi
+	@touch $@
 
 # Headers of SIMD Everywhere: with them the tests run the AVX-512 kernels on a CPU that has none. An installed package
 # serves; else Debian's is unpacked here without root; without either these tests are skipped, by name.

@@ -36,6 +36,33 @@ def torch_dir() -> Path:
     )
 
 
+# The compiler that LOWBIT_CUDA=ON brings when the machine has none. What it builds needs driver 580 or later.
+NVCC = "cuda-toolkit[nvcc,cudart,cccl]==13.0.*"
+
+
+def cuda() -> str:
+    """LOWBIT_CUDA: ON, OFF or AUTO (with kernels where there is an nvcc and torch is a CUDA build)."""
+    choice = os.environ.get("LOWBIT_CUDA", "AUTO").upper()
+    choice = {"1": "ON", "0": "OFF", "": "AUTO"}.get(choice, choice)
+    if choice not in ("ON", "OFF", "AUTO"):
+        raise SystemExit(f"lowbit: LOWBIT_CUDA is {choice}, expected ON, OFF or AUTO")
+    return choice
+
+
+def has_nvcc() -> bool:
+    """Whether cmake/cuda.cmake will find an nvcc by itself."""
+    homes = [f"{os.environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    beside_torch = [str(folder) for folder in torch_dir().parent.glob("nvidia/cu*/bin")]
+    places = [*homes, os.environ.get("PATH", ""), *beside_torch, "/usr/local/cuda/bin"]
+    return bool(shutil.which("nvcc", path=os.pathsep.join(places)))
+
+
+def nvcc_flags() -> list[str]:
+    """-U forgets the compiler of the last build, which is gone if pip brought it; -D names this build's."""
+    brought = [] if has_nvcc() else [p for s in sys.path for p in Path(s).glob("nvidia/cu*/bin/nvcc")]
+    return ["-ULOWBIT_NVCC", "-ULOWBIT_CUDART", *(f"-DLOWBIT_NVCC={nvcc}" for nvcc in brought[:1])]
+
+
 class CMakeBuild(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"  # no CPython tag: the library is not a Python module
@@ -54,6 +81,9 @@ class CMakeBuild(build_ext):
                 "Ninja",
                 f"-DTORCH_DIR={torch_dir()}",
                 f"-DCMAKE_MAKE_PROGRAM={ninja}",
+                f"-DLOWBIT_CUDA={cuda()}",
+                *([f"-DLOWBIT_CUDA_ARCHS={archs}"] if (archs := os.environ.get("LOWBIT_CUDA_ARCHS")) else []),
+                *nvcc_flags(),
             ]
         )
         subprocess.check_call(["cmake", "--build", str(build), "--target", "lowbit"])
@@ -70,6 +100,7 @@ class PlatformWheel(bdist_wheel):
 
 
 setup(
+    setup_requires=[NVCC] if cuda() == "ON" and not has_nvcc() else [],  # pip installs it for the build only
     ext_modules=[Extension("lowbit.liblowbit", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": PlatformWheel},
 )

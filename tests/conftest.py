@@ -15,10 +15,17 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption(
+        "--device", help="where the op tests run: cpu (default), cuda, or proxy (see ops/device.py)"
+    )
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: needs --slow")
+    if device := config.getoption("--device"):
+        os.environ["LOWBIT_TEST_DEVICE"] = (
+            device  # read when the test modules are imported, and by xdist's workers
+        )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -90,16 +90,20 @@ inline cpu::DType float_dtype(ScalarType t, const char* op, const char* arg) {
 
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-// A contiguous CPU tensor. The C call is cheaper than the dispatcher's aten::empty.
-inline Tensor empty(const Shape& shape, ScalarType dtype) {
+// A contiguous tensor. The C call is cheaper than the dispatcher's aten::empty.
+inline Tensor empty(const Shape& shape, ScalarType dtype, int32_t device_type, int32_t index) {
   int64_t strides[16], step = 1;
   check(shape.size() <= 16, "tensor has ", shape.size(), " dimensions, expected at most 16");
   for (size_t i = shape.size(); i-- > 0;) strides[i] = step, step *= shape[i] ? shape[i] : 1;
   const auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), strides, type,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+                                                         device_type, index, &handle));
   return Tensor(handle);
+}
+
+inline Tensor empty(const Shape& shape, ScalarType dtype) {
+  return empty(shape, dtype, aoti_torch_device_type_cpu(), 0);
 }
 
 // Workspace of `bytes` bytes, 64-byte aligned: on the stack where it is small, else from torch's allocator.

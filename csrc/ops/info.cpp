@@ -4,6 +4,8 @@
 #include <string>
 
 #include "../cpu/dispatch.h"
+#include "../kernels/common/device.h"
+#include "../kernels/int_gemm/config.h"
 
 #define LOWBIT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -43,10 +45,36 @@ LOWBIT_EXPORT const char* lowbit_set_isa(const char* name) {
   }
 }
 
-LOWBIT_EXPORT int lowbit_cuda_compiled() {
+// The architectures of the compiled CUDA kernels, such as "80,90a"; empty without kernels.
+LOWBIT_EXPORT const char* lowbit_cuda_archs() {
 #if defined(LOWBIT_CUDA)
-  return 1;
+  return LOWBIT_CUDA;
 #else
-  return 0;
+  return "";
 #endif
+}
+
+// What the kernels see of a card: sm, multiprocessors, shared bytes per block, separated by tabs; or "error:
+// " and a sentence.
+LOWBIT_EXPORT const char* lowbit_cuda_device([[maybe_unused]] int index) {
+#if defined(LOWBIT_CUDA)
+  lowbit::kernels::Device d;
+  if (const char* error = lowbit::kernels::find_device(index, &d))
+    return keep(std::string("error: ") + error);
+  return keep(std::to_string(d.sm) + "\t" + std::to_string(d.multiprocessors) + "\t" +
+              std::to_string(d.shared_bytes));
+#else
+  return "error: no CUDA kernels are compiled in";
+#endif
+}
+
+// Which kernel a card with compute capability sm / 10 and so many multiprocessors runs for a linear layer.
+// weight: 0 int4, 1 int4 with group scales, 2 int8.
+LOWBIT_EXPORT const char* lowbit_explain_gemm(int m, int n, int k, int weight, int activation_bits, int sm,
+                                              int multiprocessors) {
+  namespace gemm = lowbit::kernels::int_gemm;
+  const lowbit::kernels::Device device{sm, multiprocessors, 0, 0};
+  const auto kind = gemm::Weight(weight);
+  const auto codes = gemm::codes_for(kind, activation_bits, sm);
+  return keep(gemm::explain(gemm::choose(m, n, k, kind, codes, device), codes, device));
 }

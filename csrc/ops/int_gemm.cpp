@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "../layout/weight_tile.h"
-#include "common.h"
+#include "int_gemm.h"
 
 namespace lowbit::ops {
 namespace {
@@ -67,58 +67,19 @@ Tensor prepack_group_scale(const Tensor& scale_in) {
   return tiles;
 }
 
-// What int4_linear, int8_linear and dynamic_linear share: weight, scales, bias.
-struct Layer {
+// A checked layer on the CPU.
+struct Layer : LinearLayer {
   cpu::GemmParams p{};
-  Tensor weight, w_scale;
-  OptTensor group_scale, bias;
 
-  Layer(const char* op, int64_t m, int64_t k, const Tensor& weight_in, const Tensor& w_scale_in,
-        const OptTensor& group_scale_in, const OptTensor& bias_in)
-      : weight(as_contiguous(weight_in)), w_scale(as_contiguous(w_scale_in)) {
-    p.m = m, p.k = k;
-    p.weight_int8 = weight.scalar_type() == ScalarType::Char;
-    check(p.weight_int8 || weight.scalar_type() == ScalarType::Byte, op, ": weight has dtype ",
-          name_of(weight.scalar_type()),
-          ", expected the uint8 or int8 tiles of prepack_int4_weight or "
-          "prepack_int8_weight");
-    check_dtype(w_scale, ScalarType::Float, op, "w_scale");
-    p.n = w_scale.numel();
-    check_shape(weight,
-                {tile::blocks(p.n, tile::kN), tile::blocks(k, tile::kK),
-                 p.weight_int8 ? tile::kInt8Bytes : tile::kInt4Bytes},
-                op, "weight (tiles)");
+  template <class... Args>
+  explicit Layer(const char* op, const Args&... args) : LinearLayer(op, kCpuTiles, args...) {
+    p.m = m, p.k = k, p.n = n, p.weight_int8 = int8, p.group = group;
     p.weight = static_cast<const uint8_t*>(weight.const_data_ptr());
     p.w_scale = static_cast<const float*>(w_scale.const_data_ptr());
-    if (group_scale_in) set_groups(op, as_contiguous(*group_scale_in));
+    if (group_scale) p.group_scale = static_cast<const uint8_t*>(group_scale->const_data_ptr());
+    if (bias) p.bias = static_cast<const float*>(bias->const_data_ptr());
     // the 32-bit sum of K products of at most 128 * 128 (or 8 * 128) in magnitude
-    const int64_t deepest = p.weight_int8 || p.group_scale ? 131071 : 2097151;
-    check(k <= deepest, op, ": K is ", k, ", expected at most ", deepest, ", or the 32-bit sum could wrap");
-    if (bias_in) {
-      bias = as_contiguous(bias_in->scalar_type() == ScalarType::Float ? *bias_in : to_float(*bias_in, op));
-      check(bias->numel() == p.n && bias->dim() == 1, op, ": bias has shape ", text(shape_of(*bias)),
-            ", expected [", p.n, "]");
-      p.bias = static_cast<const float*>(bias->const_data_ptr());
-    }
-  }
-
-  void set_groups(const char* op, const Tensor& tiles) {
-    check_dtype(tiles, ScalarType::Byte, op, "group_scale");
-    check(!p.weight_int8, op, ": group_scale is given with int8 weight tiles, expected int4 weight tiles");
-    check(tiles.dim() == 3 && tiles.size(0) == tile::blocks(p.n, tile::kN) && tiles.size(2) == tile::kN, op,
-          ": group_scale has shape ", text(shape_of(tiles)), ", expected the [", tile::blocks(p.n, tile::kN),
-          ", groups, 16] of prepack_group_scale");
-    for (const int64_t g : {32, 64, 128})
-      if (!p.group && tile::blocks(p.k, g) == tiles.size(1)) p.group = g;
-    check(p.group != 0, op, ": group_scale has ", tiles.size(1), " groups for K = ", p.k,
-          ", expected ceil(K / g) with g of 32, 64 or 128");
-    group_scale = tiles;
-    p.group_scale = static_cast<const uint8_t*>(tiles.const_data_ptr());
-  }
-
-  static Tensor to_float(const Tensor& t, const char* op) {
-    float_dtype(t.scalar_type(), op, "bias");
-    return torch::stable::to(t, ScalarType::Float);
+    check_depth(op, int8 || group_scale ? 131071 : 2097151);
   }
 
   void run(Tensor& y, cpu::DType dtype) {
@@ -138,33 +99,17 @@ struct Layer {
   }
 };
 
-Shape output_shape(const Tensor& x, int64_t n) {
-  Shape s = shape_of(x);
-  s.back() = n;
-  return s;
-}
-
 Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, const OptTensor& x_scale_in,
                       const Tensor& weight, const Tensor& w_scale, const OptTensor& group_scale,
                       const OptTensor& bias, std::optional<ScalarType> out_dtype) {
-  const bool packed = x_in.scalar_type() == ScalarType::Byte;
-  check((packed && !int8_weight) || x_in.scalar_type() == ScalarType::Char, op, ": x_q has dtype ",
-        name_of(x_in.scalar_type()), ", expected int8", int8_weight ? "" : " or packed uint8");
-  check((weight.scalar_type() == ScalarType::Char) == int8_weight, op, ": weight has dtype ",
-        name_of(weight.scalar_type()), ", expected the tiles of prepack_int", int8_weight ? 8 : 4, "_weight");
+  const bool packed = check_codes(op, int8_weight, x_in, weight);
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x_q");
   const int64_t k = packed ? 2 * rows.length : rows.length;
   Layer layer(op, rows.count, k, weight, w_scale, group_scale, bias);
   layer.p.max_code = packed ? 8 : 128;
-  OptTensor x_scale;
-  if (x_scale_in) {
-    check_dtype(*x_scale_in, ScalarType::Float, op, "x_scale");
-    check(x_scale_in->numel() == rows.count, op, ": x_scale has ", x_scale_in->numel(),
-          " elements, expected ", rows.count, ", one per row of x_q");
-    x_scale = as_contiguous(*x_scale_in);
-    layer.p.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
-  }
+  const OptTensor x_scale = check_x_scale(op, x_scale_in, rows.count);
+  if (x_scale) layer.p.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
   const ScalarType out = out_dtype.value_or(ScalarType::Float);
   const cpu::DType dtype = float_dtype(out, op, "out_dtype");
   Tensor y = empty(output_shape(x, layer.p.n), out);
@@ -209,9 +154,7 @@ Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_
                       const OptTensor& group_scale, const OptTensor& bias, int64_t activation_bits,
                       double clip, std::optional<int64_t> hadamard_block, const OptTensor& shift_in) {
   constexpr const char* op = "dynamic_linear";
-  check(activation_bits == 4 || activation_bits == 8, op, ": activation_bits is ", activation_bits,
-        ", expected 4 or 8");
-  check(clip > 0 && clip <= 1, op, ": clip is ", clip, ", expected 0 < clip <= 1");
+  check_quantiser(op, activation_bits, clip);
   const cpu::DType dtype = float_dtype(x_in.scalar_type(), op, "x");
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x");
@@ -220,13 +163,8 @@ Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_
 
   cpu::QuantizeParams q{};
   q.x = x.const_data_ptr(), q.x_dtype = dtype, q.k = q.x_stride = rows.length;
-  OptTensor shift;
-  if (shift_in) {
-    check_dtype(*shift_in, ScalarType::Float, op, "shift");
-    check_shape(*shift_in, {rows.length}, op, "shift");
-    shift = as_contiguous(*shift_in);
-    q.shift = static_cast<const float*>(shift->const_data_ptr());
-  }
+  const OptTensor shift = check_shift(op, shift_in, rows.length);
+  if (shift) q.shift = static_cast<const float*>(shift->const_data_ptr());
   if (hadamard_block && rows.length) {
     const Transform t = transform_of(rows.length, hadamard_block, false, op);
     q.order = t.order, q.two = t.two, q.mix = t.mix;

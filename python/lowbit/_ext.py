@@ -20,7 +20,9 @@ def _load() -> ctypes.CDLL:
         )
     torch.ops.load_library(str(path))
     library = ctypes.CDLL(str(path))
-    for name in ("lowbit_isas", "lowbit_active_isa", "lowbit_set_isa"):
+    names = ("lowbit_isas", "lowbit_active_isa", "lowbit_set_isa", "lowbit_cuda_archs", "lowbit_cuda_device",
+             "lowbit_explain_gemm")  # fmt: skip
+    for name in names:
         getattr(library, name).restype = ctypes.c_char_p
     return library
 
@@ -48,6 +50,22 @@ def set_isa(name: str) -> None:
         raise ValueError(error.decode().replace("LOWBIT_FORCE_ISA", "isa"))
 
 
-def cuda_compiled() -> bool:
-    """Whether this build holds CUDA kernels."""
-    return bool(_library.lowbit_cuda_compiled())
+def cuda_archs() -> list[str]:
+    """Architectures of the CUDA kernels in this build, such as ["80", "90a"]; empty without kernels."""
+    return [arch for arch in _library.lowbit_cuda_archs().decode().split(",") if arch]
+
+
+def cuda_device(index: int) -> dict[str, int]:
+    """What the kernels see of a card: sm, multiprocessors, shared_bytes. RuntimeError if it is too old."""
+    answer = _library.lowbit_cuda_device(index).decode()
+    if answer.startswith("error: "):
+        raise RuntimeError(answer.removeprefix("error: "))
+    return dict(zip(("sm", "multiprocessors", "shared_bytes"), map(int, answer.split("\t")), strict=True))
+
+
+def explain_gemm(
+    m: int, n: int, k: int, weight: str, activation_bits: int, sm: int, multiprocessors: int
+) -> str:
+    """The kernel, tile and splits that a card runs for a linear layer. weight: int4, int4_group or int8."""
+    kind = ("int4", "int4_group", "int8").index(weight)
+    return _library.lowbit_explain_gemm(m, n, k, kind, activation_bits, sm, multiprocessors).decode()

@@ -18,10 +18,14 @@ TESTS = {
     "hadamard": ["tests/ops/test_hadamard.py"],
     "quantize": ["tests/ops/test_quantize.py", "tests/ops/test_dynamic_linear.py"],
     "kv_cache": ["tests/ops/test_kv_cache.py"],
+    "int_gemm_cuda": ["tests/emu/test_int_gemm.py"],
 }
+EMULATED = ("int_gemm_cuda",)  # kernels that run under the emulator
 
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
+_MMA, _WGMMA = "kernels/int_gemm/sm80.cuh", "kernels/int_gemm/sm90.cuh"
+_UNPACK, _EPILOGUE = "kernels/int_gemm/unpack.cuh", "kernels/int_gemm/epilogue.cuh"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
 MUTANTS = [
@@ -190,4 +194,79 @@ MUTANTS = [
         "(a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13",
         "(a - 0x38000000u + 0x1000u) >> 13",
     ),
+    # ---- CUDA, under the emulator
+    # a wait too few
+    Mutant(
+        "int_gemm_cuda", _MMA, "cp_async_wait_group<C::kStages - 2>", "cp_async_wait_group<C::kStages - 1>"
+    ),
+    # the barrier between reading a stage and overwriting it
+    Mutant(
+        "int_gemm_cuda",
+        _MMA,
+        "ptx::syncthreads();                          // for every thread",
+        "// for every thread",
+    ),
+    # the ring becomes the staged tile too early
+    Mutant("int_gemm_cuda", _MMA, "ptx::syncthreads();  // the ring becomes the staged tile", ""),
+    # the swizzle of the lanes that read
+    Mutant(
+        "int_gemm_cuda",
+        _MMA,
+        "from = stage.plus_bytes(row + (chunk ^ at))",
+        "from = stage.plus_bytes(row + (chunk + at))",
+    ),
+    # rows past the end
+    Mutant(
+        "int_gemm_cuda",
+        _MMA,
+        "i * kTokenStep < tokens_left && left > 0",
+        "i * kTokenStep <= tokens_left && left > 0",
+    ),
+    # the upper half of the nibbles
+    Mutant(
+        "int_gemm_cuda",
+        _UNPACK,
+        "a[i + 2] = ptx::lop3<kAndXor>(w, 0xf0f0f0f0u",
+        "a[i + 2] = ptx::lop3<kAndXor>(w, 0x70f0f0f0u",
+    ),
+    # a carry between the bytes of a grouped weight
+    Mutant(
+        "int_gemm_cuda",
+        _UNPACK,
+        "offset = 0x80808080u - s1[i] * 0x08080808u",
+        "offset = 0x88808080u - s1[i] * 0x08080808u",
+    ),
+    # the order of the roundings
+    Mutant(
+        "int_gemm_cuda",
+        _EPILOGUE,
+        "if (p.bias) v[i] = ptx::add_rn(v[i], bias[i]);",
+        "if (p.bias) v[i] = ptx::fma_rn(v[i], 1.0000001f, bias[i]);",
+    ),
+    # the sums of another split
+    Mutant("int_gemm_cuda", _EPILOGUE, "if (s == split) continue;", "if (s == splits - 1) continue;"),
+    # a ticket without the fence
+    Mutant(
+        "int_gemm_cuda",
+        _EPILOGUE,
+        "  ptx::threadfence();\n  team.sync();\n  if (t == 0)",
+        "  team.sync();\n  if (t == 0)",
+    ),
+    # wgmma: the stage is released before it is multiplied
+    Mutant("int_gemm_cuda", _WGMMA, "if (i > 0) release(ring, step - 1);", "release(ring, step);"),
+    # wgmma: registers of A written while they are read
+    Mutant(
+        "int_gemm_cuda",
+        _WGMMA,
+        "issue_half<C>(sums, second, stage, 1, true);\n    ptx::wgmma_wait_group<1>();",
+        "issue_half<C>(sums, second, stage, 1, true);",
+    ),
+    # wgmma: the phase of the empty barrier
+    Mutant("int_gemm_cuda", _WGMMA, "Ring<C>::phase(step) ^ 1u", "Ring<C>::phase(step)"),
+    # wgmma: the second k step of the half
+    Mutant("int_gemm_cuda", _WGMMA, "x.plus_bytes(64 * half + 32)", "x.plus_bytes(64 * half + 16)"),
+    # wgmma: the group scales of the other half
+    Mutant("int_gemm_cuda", _WGMMA, "4 * team + slab, 2 * half + c,", "4 * team + slab, c,"),
+    # the last split is shorter
+    Mutant("int_gemm_cuda", _WGMMA, "return e < stages ? e : stages;", "return e;"),
 ]

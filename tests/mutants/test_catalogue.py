@@ -17,4 +17,5 @@ def test_line_is_there_once(mutant):
 
 
 def test_ten_per_family():
-    assert Counter(m.family for m in MUTANTS) == dict.fromkeys(TESTS, 10)
+    count = Counter(m.family for m in MUTANTS)
+    assert set(count) == set(TESTS) and min(count.values()) >= 10

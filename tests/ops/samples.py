@@ -130,10 +130,10 @@ SAMPLES: dict[str, Callable[[], Iterator[Sample]]] = {
 }
 
 
-def call(name: str, args: tuple) -> tuple:
+def call(name: str, args: tuple, ops: object = OPS) -> tuple:
     """The results of the op as a tuple; of an op that writes to its first argument, a copy that it wrote to.
     """
-    op = getattr(OPS, name)
+    op = getattr(ops, name)
     if name == "hadamard_":
         first = args[0].clone(memory_format=torch.preserve_format)
         assert op(first, *args[1:]) is None

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import lowbit.ops
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,8 +10,12 @@ from torch import Tensor
 from tests.oracle import cases, codec
 from tests.oracle import ops as oracle
 
-OPS = torch.ops.lowbit
-ISAS = [isa["name"] for isa in lowbit.ops.isas() if isa["supported"]]
+from .device import CPU_ONLY, DEVICE, ISAS, ON_CPU, OPS, TORCH_DEVICE, place, set_isa
+
+__all__ = [
+    "CPU_ONLY", "DEVICE", "ISAS", "ON_CPU", "OPS", "TORCH_DEVICE", "LinearCall", "assert_unchanged",
+    "linear_call", "place", "row_input", "set_isa", "snapshot", "stored", "tensor", "weight_tiles",
+]  # fmt: skip
 
 
 def _poison(dtype: torch.dtype) -> float | int:

@@ -10,7 +10,7 @@ import torch
 from tests.oracle import compare
 
 from .samples import SAMPLES, call
-from .support import OPS
+from .support import ON_CPU, OPS
 
 X = torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
 Q8 = torch.ones(3, 24, dtype=torch.int8)
@@ -120,8 +120,13 @@ BAD = [
 ]
 
 
+VALUES = {"-8 to 7", "1 to 16"}
+
+
 @pytest.mark.parametrize("name,args,words", BAD, ids=lambda v: v if isinstance(v, str) else None)
 def test_bad_argument(name, args, words):
+    if not ON_CPU and (set(words) & VALUES or any(re.fullmatch(r"\[\d+, \d+, \d+\]", w) for w in words)):
+        pytest.skip("a check of values would wait for the GPU; weight tiles have other shapes there")
     with pytest.raises((RuntimeError, ValueError)) as caught:
         getattr(OPS, name)(*args)
     message = str(caught.value)

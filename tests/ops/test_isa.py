@@ -8,7 +8,9 @@ import sys
 import lowbit.ops
 import pytest
 
-from .support import ISAS
+from .support import CPU_ONLY, ISAS
+
+pytestmark = CPU_ONLY
 
 PROGRAM = """
 import torch, lowbit, hashlib

@@ -32,6 +32,15 @@ def test_exact(case, isa):
         compare.exact(got, want, allow_empty=True, nan_equal=got.is_floating_point())
 
 
+def test_the_range_is_the_difference_of_the_clipped_ends(isa):
+    """Rows found by search whose fp16 scale differs if the range is clipped after the subtraction."""
+    ends = [(0.8210928440093994, 0.8444498777389526), (-0.47004666924476624, -0.41996288299560547),
+            (0.8872583508491516, 0.9015594720840454), (-0.7384139895439148, -0.7372363209724426)]  # fmt: skip
+    x = torch.tensor(ends)
+    _, params = OPS.kv4_quantize(x, 0.9)
+    compare.exact(params, oracle.kv4_quantize_exact(x.numpy(), 0.9)[1])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("case", CASES[::2], ids=str)
 def test_dequantize(case, dtype, isa):

@@ -4,13 +4,12 @@ import lowbit.reference as ref
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import cases, codec, compare
 
-from .support import OPS, stored
+from .support import CPU_ONLY, OPS, stored
 
 SHAPES = [(n, k) for n in (1, 15, 16, 17, 33) for k in (1, 2, 7, 8, 9, 31, 32, 33, 65)] + [
     (0, 8),
@@ -43,12 +42,15 @@ def test_every_byte(isa):
 
 
 def test_bytes_are_those_of_compressed_tensors(isa):
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    pack_to_int32, unpack_from_int32 = helpers.pack_to_int32, helpers.unpack_from_int32
     q = torch.from_numpy(int4((24, 64)))
     ours = OPS.pack_int4(q)
     compare.exact(ours.view(torch.int32), pack_to_int32(q, 4))
     compare.exact(unpack_from_int32(ours.view(torch.int32), 4, q.shape), q)
 
 
+@CPU_ONLY
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_prepack_int4(shape, isa):
     n, k = shape
@@ -59,6 +61,7 @@ def test_prepack_int4(shape, isa):
     compare.exact(ref.unprepack_int4_weight(tiles, n, k), codec.pack_nibbles(q), allow_empty=True)
 
 
+@CPU_ONLY
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_prepack_int8(shape, isa):
     n, k = shape
@@ -69,6 +72,7 @@ def test_prepack_int8(shape, isa):
     compare.exact(ref.unprepack_int8_weight(tiles, n, k), q, allow_empty=True)
 
 
+@CPU_ONLY
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 40])
 @pytest.mark.parametrize("groups", [1, 2, 5])
 def test_prepack_group_scale(n, groups, isa):
@@ -78,6 +82,7 @@ def test_prepack_group_scale(n, groups, isa):
     )
 
 
+@CPU_ONLY
 @pytest.mark.parametrize("storage", cases.STORAGES)
 def test_prepack_reads_any_storage(storage, isa):
     q, s = int4((19, 50)), np.random.default_rng(0).integers(1, 17, (19, 2)).astype(np.uint8)
@@ -91,6 +96,7 @@ def test_prepack_reads_any_storage(storage, isa):
     )
 
 
+@CPU_ONLY
 @settings(max_examples=80, deadline=None)
 @given(n=st.integers(1, 40), k=st.integers(1, 90), seed=st.integers(0, 10**6))
 def test_round_trips_both_ways(n, k, seed):

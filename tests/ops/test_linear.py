@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.oracle import cases, codec, compare
 
-from .support import ISAS, OPS, assert_unchanged, linear_call, snapshot, tensor, weight_tiles
+from .support import ISAS, OPS, assert_unchanged, linear_call, set_isa, snapshot, tensor, weight_tiles
 
 CASES = [*cases.linear_cases(4), *cases.linear_cases(8)]
 BASE = [
@@ -165,10 +165,10 @@ def test_any_problem_on_all_isas(m, n, k, bits, activation, group, bias, x_scale
     call, before = linear_call(case, seed), lowbit.ops.isa()
     try:
         for name in ISAS:
-            lowbit.ops.set_isa(name)
+            set_isa(name)
             compare.exact(call(), call.expected)
     finally:
-        lowbit.ops.set_isa(before)
+        set_isa(before)
 
 
 @pytest.mark.slow

@@ -223,22 +223,32 @@ class QuantizedLinear(nn.Linear):
             return getattr(self, self._codes_name)
         return self._unpack_tiles(self._tiles)
 
+    def _drop_tiles(self) -> None:
+        """Back to the portable codes: what `prepare` did, undone."""
+        if self._tiles is not None:
+            setattr(self, self._codes_name, self._portable_codes())
+            self._tiles = self._group_tiles = None
+
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._tiles is not None:
             destination[prefix + self._codes_name] = self._portable_codes()
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        if self._tiles is not None:
-            setattr(self, self._codes_name, self._portable_codes())
-            self._tiles = self._group_tiles = None
+        self._drop_tiles()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn, recurse=True):
-        """`.to`, `.half()`, `.to_empty`: move everything, but keep scales and shift in fp32."""
+        """`.to`, `.half()`, `.to_empty`: move everything, but keep scales and shift in fp32.
+
+        Tiles belong to a kind of device: a move to another kind takes the portable codes along instead.
+        """
         kept = {key: self._buffers[key] for key in ("weight_scale", "input_shift") if key in self._buffers}
         probe = torch.empty(0, dtype=self.compute_dtype, device=self.weight_scale.device)
-        self.compute_dtype = fn(probe).dtype
+        moved = fn(probe)
+        self.compute_dtype = moved.dtype
+        if moved.device.type != probe.device.type:
+            self._drop_tiles()
         super()._apply(fn, recurse)
         for name, before in kept.items():
             after = self._buffers[name]

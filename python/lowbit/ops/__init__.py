@@ -4,9 +4,11 @@ import torch
 
 from .. import _ext
 from .._ext import isa, isas, set_isa
-from . import autograd, fake
+from . import autograd, cuda, fake
 
 autograd.register()
+if _ext.cuda_archs():
+    cuda.register()
 
 NAMES = (
     "dynamic_linear",

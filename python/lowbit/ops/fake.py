@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..reference.layout import TILE_K, TILE_N
+from ..reference.layout import BLOCK_INT4, BLOCK_INT8, BLOCK_K, BLOCK_N, TILE_K, TILE_N
 
 
 def _blocks(size: int, of: int) -> int:
@@ -24,22 +24,29 @@ def _(packed: Tensor, k: int | None = None) -> Tensor:
     return packed.new_empty((*packed.shape[:-1], 2 * packed.shape[-1] if k is None else k), dtype=torch.int8)
 
 
+def _pieces(t: Tensor, n: int, k: int, tile_bytes: int, block_bytes: int) -> Tensor:
+    """Tiles for the CPU kernels, blocks for the CUDA kernels."""
+    if t.device.type == "cuda":
+        return t.new_empty((_blocks(n, BLOCK_N), _blocks(k, BLOCK_K), block_bytes))
+    return t.new_empty((_blocks(n, TILE_N), _blocks(k, TILE_K), tile_bytes))
+
+
 @_fake("prepack_int4_weight")
 def _(weight_packed: Tensor) -> Tensor:
     n, b = weight_packed.shape
-    return weight_packed.new_empty((_blocks(n, TILE_N), _blocks(2 * b, TILE_K), 64))
+    return _pieces(weight_packed, n, 2 * b, 64, BLOCK_INT4)
 
 
 @_fake("prepack_int8_weight")
 def _(weight: Tensor) -> Tensor:
-    n, k = weight.shape
-    return weight.new_empty((_blocks(n, TILE_N), _blocks(k, TILE_K), 128))
+    return _pieces(weight, *weight.shape, 128, BLOCK_INT8)
 
 
 @_fake("prepack_group_scale")
 def _(group_scale: Tensor) -> Tensor:
     n, g = group_scale.shape
-    return group_scale.new_empty((_blocks(n, TILE_N), g, TILE_N))
+    wide = BLOCK_N if group_scale.device.type == "cuda" else TILE_N
+    return group_scale.new_empty((_blocks(n, wide), g, wide))
 
 
 def _quantized(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ Portable: uint8 [..., ceil(K/2)], low nibble = even k, code = value + 8 (the byt
 `pack-quantized`).
 Tile (private to the CPU kernels): 16 output channels x 8 k; the 4 bytes of a channel hold k 0..3 in their low
 and k 4..7 in their high nibbles, so that one mask and one shift give two operands of a 4-wide dot product.
+Block (private to the CUDA kernels, csrc/layout/mma_weight.h): 64 output channels x 64 k in the order in which
+the lanes of a warp hold them as tensor-core fragments.
 """
 
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE_N, TILE_K = 16, 8
+BLOCK_N, BLOCK_K, BLOCK_INT4, BLOCK_INT8 = 64, 64, 2048, 4096
 
 
 def pack_int4(q: Tensor) -> Tensor:
@@ -44,7 +47,11 @@ def prepack_int4_weight(weight_packed: Tensor) -> Tensor:
 
 
 def unprepack_int4_weight(tiles: Tensor, n: int, k: int) -> Tensor:
-    """Inverse of `prepack_int4_weight`: uint8 [N, ceil(k/2)]."""
+    """Inverse of `prepack_int4_weight` on either device: uint8 [N, ceil(k/2)]."""
+    if tiles.shape[-1] == BLOCK_INT4:
+        t = tiles.unflatten(-1, (4, 8, 4, 2, 2, 4))  # slab g q c a j
+        t = torch.stack((t & 15, t >> 4), dim=-1).to(torch.int8) - 8
+        return pack_int4(_from_blocks(t.permute(0, 2, 6, 3, 1, 5, 8, 4, 7), n, k))
     t = tiles.unflatten(-1, (TILE_N, 4))
     return pack_int4(_from_tiles(torch.cat((t & 15, t >> 4), dim=-1).to(torch.int8) - 8, n, k))
 
@@ -56,7 +63,10 @@ def prepack_int8_weight(weight: Tensor) -> Tensor:
 
 
 def unprepack_int8_weight(tiles: Tensor, n: int, k: int) -> Tensor:
-    """Inverse of `prepack_int8_weight`: int8 [N, K]."""
+    """Inverse of `prepack_int8_weight` on either device: int8 [N, K]."""
+    if tiles.shape[-1] == BLOCK_INT8:
+        t = tiles.unflatten(-1, (4, 2, 8, 4, 2, 2, 4))  # slab c g q h a j
+        return _from_blocks(t.permute(0, 2, 7, 4, 1, 3, 6, 5, 8), n, k)
     t = tiles.unflatten(-1, (2, TILE_N, 4))  # [NT, KT, half, 16, 4]
     return _from_tiles(t.transpose(2, 3).flatten(-2), n, k)
 
@@ -66,3 +76,34 @@ def prepack_group_scale(group_scale: Tensor) -> Tensor:
     n, g = group_scale.shape
     s = F.pad(group_scale, (0, 0, 0, -n % TILE_N), value=1)
     return s.view(-1, TILE_N, g).transpose(1, 2).contiguous()
+
+
+def _to_blocks(w: Tensor) -> Tensor:
+    """[N, K] -> [N/64, slab 4, a 2, g 8, K/64, c 2, h 2, q 4, j 4], zero padded: n = 16 slab + 8 a + g,
+    k = 32 c + 16 h + 4 q + j.
+    """
+    n, k = w.shape
+    w = F.pad(w, (0, -k % BLOCK_K, 0, -n % BLOCK_N))
+    return w.view(w.shape[0] // BLOCK_N, 4, 2, 8, w.shape[1] // BLOCK_K, 2, 2, 4, 4)
+
+
+def _from_blocks(t: Tensor, n: int, k: int) -> Tensor:  # inverse of _to_blocks
+    return t.reshape(t.shape[0] * BLOCK_N, t.shape[4] * BLOCK_K)[:n, :k]
+
+
+def prepack_int4_blocks(weight_packed: Tensor) -> Tensor:
+    """uint8 [N, B] (portable) -> uint8 [ceil(N/64), ceil(2B/64), 2048] for CUDA; padding is zero."""
+    t = _to_blocks(unpack_int4(weight_packed)).permute(0, 4, 1, 3, 7, 5, 2, 8, 6) + 8
+    return (t[..., 0] | (t[..., 1] << 4)).to(torch.uint8).flatten(2).contiguous()
+
+
+def prepack_int8_blocks(weight: Tensor) -> Tensor:
+    """int8 [N, K] -> int8 [ceil(N/64), ceil(K/64), 4096] for CUDA."""
+    return _to_blocks(weight).permute(0, 4, 1, 5, 3, 7, 6, 2, 8).flatten(2).contiguous()
+
+
+def prepack_group_scale_blocks(group_scale: Tensor) -> Tensor:
+    """uint8 [N, G], 1..16 -> uint8 [ceil(N/64), G, 64] for CUDA; padding holds 1."""
+    n, g = group_scale.shape
+    s = F.pad(group_scale, (0, 0, 0, -n % BLOCK_N), value=1)
+    return s.view(-1, BLOCK_N, g).transpose(1, 2).contiguous()

@@ -1,0 +1,34 @@
+// y[m, n] = epilogue(sum_k x[m, k] w[n, k]) on CUDA: what the kernels take. No torch.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/dtype.h"
+
+namespace lowbit::kernels::int_gemm {
+
+enum class Weight : int32_t { kInt4, kInt4Group, kInt8 };
+// int8: codes, one byte each (int4 activations too, where there is no s4 tensor core); operand4: nibbles in
+// the order of layout/operand4.h
+enum class Codes : int32_t { kInt8, kOperand4 };
+
+struct Params {
+  int32_t m, n, k;
+  const uint8_t* weight;       // layout/mma_weight.h
+  const uint8_t* group_scale;  // the same, for kInt4Group; 1..16
+  int32_t group_shift;         // log2 of the group size: 5, 6 or 7
+  const uint8_t* x;            // [m, x_stride], 16-byte aligned; bytes past x_bytes are taken as zero
+  int64_t x_stride;            // bytes, multiple of 16
+  int32_t x_bytes;
+  const float* w_scale;  // [n], 16-byte aligned, as bias
+  const float* x_scale;  // [m] or null
+  const float* bias;     // [n] or null
+  void* y;               // [m, n], 16-byte aligned
+  DType out;
+  // how the work is cut (config.h)
+  int32_t splits, stages_per_split;
+  int32_t* partial;   // [splits][tiles][tile sums], when splits > 1
+  uint32_t* tickets;  // one per tile and warpgroup, zero before and after, when splits > 1
+};
+
+}  // namespace lowbit::kernels::int_gemm

@@ -1,0 +1,77 @@
+"""What the machine code of each kernel must look like. A family adds its rows; every kernel needs one.
+
+A row is checked against every kernel whose demangled name holds `kernel`, for that architecture. The main
+loop is the innermost loop with most tensor instructions.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Expect:
+    kernel: str  # regular expression
+    arch: str  # sm_80 or sm_90a
+    instances: int  # how many kernels the row is about: the visible table of what is compiled
+    tensor: str = (
+        ""  # the only tensor opcode of the main loop, such as IMMA.16832.S8.S8; "": no tensor instruction
+    )
+    registers: int = 255  # at most
+    shared: int = 0  # static bytes, at most; kernels use dynamic shared memory
+    local: int = (
+        0  # loads and stores of local memory in the whole kernel, at most; none ever in the main loop
+    )
+    loop_widths: dict[str, int] = field(
+        default_factory=dict
+    )  # name -> bits: every such access in the loop has them
+    widths: dict[str, int] = field(
+        default_factory=dict
+    )  # name -> bits: the kernel has some, and none is narrower
+    integer_per_tensor: float | None = None  # in the main loop, at most
+    per_tensor: dict[str, float] = field(
+        default_factory=dict
+    )  # opcode or name -> at most so many for a tensor one
+    calls: str = (
+        r"div|sqrt|rcp"  # helpers that may be called outside the main loop (slow paths of rare values)
+    )
+
+
+def _int_gemm() -> list[Expect]:
+    """Tile x weights (0 int4, 1 int4 with group scales, 2 int8): integer instructions per tensor instruction.
+
+    The floor is in csrc/kernels/int_gemm/README.md. A conditional call to the next instruction ("0x") is how
+    ptxas rejoins a warp.
+    """
+    rows = []
+
+    def row(kernel: str, arch: str, tensor: str, integer: float, grouped: bool) -> None:
+        widths = {"LDGSTS": 128} if "mma<" in kernel and "wgmma" not in kernel else {}
+        rows.append(
+            Expect(
+                kernel,
+                arch,
+                1,
+                tensor,
+                180 if "wgmma" not in kernel else 168,
+                loop_widths=widths | ({} if grouped else {"LDS": 128}),
+                integer_per_tensor=integer,
+                calls="^0x",
+            )
+        )
+
+    mma = {"Large": (3.0, 6.0, 1.8), "Middle": (2.4, 4.0, 2.0), "Small": (9.0, 16.0, 7.0)}
+    for tile, integers in mma.items():
+        for weight, integer in enumerate(integers):
+            kernel = rf"gemm_mma<.*kMma{tile},.*Weight\){weight}.*Codes\)0"
+            row(kernel, "sm_80", "IMMA.16832.S8.S8", integer, weight == 1)
+            if tile != "Large":
+                row(kernel, "sm_90a", "IMMA.16832.S8.S8", integer, weight == 1)
+    for tile, integer in {"Large": 2.8, "Middle": 2.8, "Small": 13.5}.items():
+        row(rf"gemm_mma<.*kMma{tile},.*Codes\)1", "sm_80", "IMMA.16864.S4.S4", integer, False)
+    for tile, tokens in {"Large": 256, "Middle": 128}.items():
+        for weight, integer in enumerate((14.0, 29.0, 8.0)):
+            kernel = rf"gemm_wgmma<.*kWgmma{tile}.*Weight\){weight}"
+            row(kernel, "sm_90a", f"IGMMA.64x{tokens}x32.S8.S8", integer, weight == 1)
+    return rows
+
+
+EXPECTATIONS: list[Expect] = [*_int_gemm()]

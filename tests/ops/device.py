@@ -1,0 +1,119 @@
+"""Where the op tests run: on the CPU or, with `pytest --device cuda`, on a GPU with the same assertions.
+
+Tests speak to `OPS` with CPU tensors and CPU weight tiles. On a GPU it is a proxy that carries the arguments
+over with their strides, offset and surroundings, repacks the weight for the card, and brings results back.
+It checks that no input was written to.
+"""
+
+import os
+from typing import Any
+
+import lowbit.ops
+import lowbit.reference as ref
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+DEVICE = os.environ.get(
+    "LOWBIT_TEST_DEVICE", "cpu"
+)  # cpu, cuda, cuda:1, or proxy: on the CPU, through the proxy
+TORCH_DEVICE = "cpu" if DEVICE == "proxy" else DEVICE
+ON_CPU = DEVICE == "cpu"
+KEY = torch.device(TORCH_DEVICE).type.upper()
+CPU_ONLY = pytest.mark.skipif(not ON_CPU, reason="about the CPU kernels or their tile layout")
+
+
+def to_device(x: Tensor) -> Tensor:
+    """The same values on the device, in a copy of the whole storage around them."""
+    if x.requires_grad:
+        return x.to(TORCH_DEVICE)
+    whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    return whole.to(TORCH_DEVICE, copy=True).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def _storage(x: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
+
+
+def repack(tiles: Tensor, n: int) -> Tensor:
+    """Weight tiles of the CPU kernels -> the layout of the device; anything else as it is."""
+    if tiles.dim() != 3 or tiles.shape[0] != -(-n // 16) or tiles.device.type != "cpu":
+        return tiles
+    k = 8 * tiles.shape[1]
+    if tiles.dtype == torch.uint8 and tiles.shape[2] == 64:
+        return torch.ops.lowbit.prepack_int4_weight(ref.unprepack_int4_weight(tiles, n, k).to(TORCH_DEVICE))
+    if tiles.dtype == torch.int8 and tiles.shape[2] == 128:
+        return torch.ops.lowbit.prepack_int8_weight(ref.unprepack_int8_weight(tiles, n, k).to(TORCH_DEVICE))
+    return tiles
+
+
+def repack_group_scale(tiles: Tensor, n: int) -> Tensor:
+    """Group scales likewise."""
+    if tiles.dim() != 3 or tiles.shape[0] != -(-n // 16) or tiles.dtype != torch.uint8:
+        return tiles
+    rows = tiles.transpose(1, 2).flatten(0, 1)[:n]
+    return torch.ops.lowbit.prepack_group_scale(rows.contiguous().to(TORCH_DEVICE))
+
+
+def place(name: str, args: tuple) -> tuple:
+    """Arguments of an op on the device, from those on the CPU."""
+    if ON_CPU:
+        return args
+    names = [a.name for a in getattr(torch.ops.lowbit, name).default._schema.arguments]
+    placed = list(args)
+    at = {key: i for i, key in enumerate(names) if i < len(args)}
+    if "weight" in at and "w_scale" in at and isinstance(args[at["w_scale"]], Tensor):
+        n = args[at["w_scale"]].numel()
+        for key, how in (("weight", repack), ("group_scale", repack_group_scale)):
+            if key in at and isinstance(args[at[key]], Tensor):
+                placed[at[key]] = how(args[at[key]], n)
+    return tuple(
+        to_device(p) if isinstance(p, Tensor) and (p is a or p.device.type == "cpu") else p
+        for p, a in zip(placed, args, strict=True)
+    )
+
+
+class _Op:
+    """One op of the proxy."""
+
+    def __init__(self, name: str):
+        self.name, self.op = name, getattr(torch.ops.lowbit, name)
+        self.default = self.op.default
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs or any(isinstance(a, Tensor) and a.is_meta for a in args):
+            return self.op(*args, **kwargs)
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"lowbit::{self.name}", KEY):
+            pytest.skip(f"{self.name} has no {KEY} kernel")
+        placed = place(self.name, args)
+        tensors = [(a, p) for a, p in zip(args, placed, strict=True) if isinstance(p, Tensor)]
+        inputs = tensors[1:] if self.name.endswith("_") else tensors
+        before = [_storage(p).clone() for _, p in inputs]
+        result = self.op(*placed)
+        for (_, p), then in zip(inputs, before, strict=True):
+            assert torch.equal(_storage(p), then), (
+                f"{self.name} wrote to an input, or to the memory around it"
+            )
+        if self.name.endswith("_"):  # bring the written argument home, with what is around it
+            _storage(args[0]).copy_(_storage(placed[0]))
+        return tree_map_only(Tensor, lambda t: t.cpu(), result)
+
+
+class _Proxy:
+    """Stands in for torch.ops.lowbit."""
+
+    def __getattr__(self, name: str) -> _Op:
+        op = _Op(name)
+        setattr(self, name, op)
+        return op
+
+
+OPS = torch.ops.lowbit if ON_CPU else _Proxy()
+ISAS = [isa["name"] for isa in lowbit.ops.isas() if isa["supported"]] if ON_CPU else [DEVICE]
+
+
+def set_isa(name: str) -> None:
+    """lowbit.ops.set_isa, where there is one to choose."""
+    if ON_CPU:
+        lowbit.ops.set_isa(name)
