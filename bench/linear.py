@@ -3,7 +3,7 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import lowbit.ops
 import numpy as np
@@ -137,16 +137,16 @@ def _point(m: int, n: int, k: int, ours: list[Ours], peers: list[str], times: di
         "k": k,
         "best_peer": best,
         "ours": {},
-        "peers": {p: asdict(times[p]) for p in peers},
+        "peers": {p: times[p].to_dict() for p in peers},
     }
     for layer in ours:
         t = times[layer.name]
         floor = ceiling.linear_floor(m, n, k, layer.weight_bytes)
-        point["ours"][layer.name] = asdict(t) | {
+        point["ours"][layer.name] = t.to_dict() | {
             "tops": 2 * m * n * k / t.median * 1e-12,
             "weight_gb_per_s": layer.weight_bytes / t.median * 1e-9,
             "share_of_ceiling": floor / t.median,
-            "ratio": {p: times[p].median / t.median for p in peers},
+            "ratio": {p: t.speedup(times[p]) for p in peers},
             # of the fast ends of both distributions: what is left of it when other processes disturb the
             # machine
             "ratio_low": min((times[p].low for p in peers), default=0) / t.low,

@@ -3,7 +3,6 @@ read.
 """
 
 import argparse
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> dict:
                     "k": k,
                     "dtype": dtype,
                     "times": {
-                        name: asdict(t) | {"gb_per_s": read / t.median * 1e-9} for name, t in times.items()
+                        name: t.to_dict() | {"gb_per_s": read / t.median * 1e-9} for name, t in times.items()
                     },
                 }
             )

@@ -17,17 +17,31 @@ class Timing:
     low: float  # 10th percentile
     high: float  # 90th percentile
     calls: int
+    per_round: tuple[float, ...] = ()  # the median of each round
 
     @property
     def spread(self) -> float:
         """(90th - 10th percentile) / median."""
         return (self.high - self.low) / self.median
 
+    def to_dict(self) -> dict:
+        """For JSON: without the rounds."""
+        return {"median": self.median, "low": self.low, "high": self.high, "calls": self.calls}
+
+    def speedup(self, other: "Timing") -> float:
+        """How many times faster than `other`: the median over the rounds of the ratio within a round.
+
+        Contenders of one round ran within seconds of each other: a machine that slows down for a while slows
+        both sides of a ratio.
+        """
+        return statistics.median(b / a for a, b in zip(self.per_round, other.per_round, strict=True))
+
 
 @dataclass
 class _Samples:
     per_slice: int
     seconds: list[float] = field(default_factory=list)
+    per_round: list[float] = field(default_factory=list)
 
 
 def _one(call: Callable[[], object]) -> float:
@@ -58,16 +72,19 @@ def interleave(
                 time.sleep(_SETTLE)
                 for _ in range(min(3, sample.per_slice)):
                     call()
-                sample.seconds += [_one(call) for _ in range(sample.per_slice)]
+                seconds = [_one(call) for _ in range(sample.per_slice)]
+                sample.per_round.append(statistics.median(seconds))
+                sample.seconds += seconds
     finally:
         gc.enable()
-    return {name: _summary(sample.seconds) for name, sample in samples.items()}
+    return {name: _summary(sample.seconds, sample.per_round) for name, sample in samples.items()}
 
 
-def _summary(seconds: list[float]) -> Timing:
+def _summary(seconds: list[float], per_round: list[float]) -> Timing:
     ordered = sorted(seconds)
     last = len(ordered) - 1
-    return Timing(statistics.median(ordered), ordered[last // 10], ordered[last - last // 10], len(ordered))
+    low, high = ordered[last // 10], ordered[last - last // 10]
+    return Timing(statistics.median(ordered), low, high, len(ordered), tuple(per_round))
 
 
 def geometric_mean(values: list[float]) -> float:

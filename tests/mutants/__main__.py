@@ -20,12 +20,23 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build/mutants"
 
 
+def _mirror(source: Path, target: Path) -> None:
+    """Make target like source. Only what differs is written, so that only that is built again."""
+    wanted = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
+    for old in [p for p in target.rglob("*") if p.is_file() and p.relative_to(target) not in wanted]:
+        old.unlink()
+    for name in wanted:
+        new, content = target / name, (source / name).read_bytes()
+        if not new.exists() or new.read_bytes() != content:
+            new.parent.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(content)
+
+
 def _prepare() -> None:
     """A copy of the sources and a configured build of it."""
     WORK.mkdir(parents=True, exist_ok=True)
     for folder in ("csrc", "cmake", "tests/emu"):
-        shutil.rmtree(WORK / folder, ignore_errors=True)
-        shutil.copytree(ROOT / folder, WORK / folder)  # with the times: rebuild only what changed
+        _mirror(ROOT / folder, WORK / folder)
     shutil.copy2(ROOT / "CMakeLists.txt", WORK)
     command = [
         "cmake",

@@ -367,3 +367,17 @@ def test_peft_merge_requantises():
 
 def test_public_names():
     assert lowbit.nn.Int4Linear is Int4Linear and lowbit.nn.Int8Linear is Int8Linear
+
+
+def test_a_move_to_another_kind_of_device_leaves_the_tiles_behind():
+    """Tiles are private to a backend: the portable codes travel, to be packed anew."""
+    layer = Int4Linear.from_linear(linear(64, 48), group_size=32)
+    layer.prepare()
+    assert layer._tiles is not None and layer.weight_packed is None
+    layer.to("meta")
+    assert layer._tiles is None and layer._group_tiles is None
+    assert layer.weight_packed.device.type == "meta" and list(layer.weight_packed.shape) == [48, 32]
+    same = Int4Linear.from_linear(linear(64, 48))
+    same.prepare()
+    same.to("cpu")
+    assert same._tiles is not None
