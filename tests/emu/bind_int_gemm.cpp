@@ -34,7 +34,9 @@ void (*mma_tile(int tokens))(const Params&) {
 template <Weight kWeight>
 void (*kernel_of(const Tile& tile, Codes codes))(const Params&) {
   if (tile.kernel == Kernel::kWgmma)
-    return tile.tokens == 128 ? wgmma<WgmmaConfig<kWgmmaMiddle, kWeight>> : wgmma<WgmmaConfig<kWgmmaLarge, kWeight>>;
+    return tile.tokens == 64    ? wgmma<WgmmaConfig<kWgmmaSmall, kWeight>>
+           : tile.tokens == 128 ? wgmma<WgmmaConfig<kWgmmaMiddle, kWeight>>
+                                : wgmma<WgmmaConfig<kWgmmaLarge, kWeight>>;
   if constexpr (kWeight == Weight::kInt4)
     if (codes == Codes::kOperand4) return mma_tile<Weight::kInt4, Codes::kOperand4>(tile.tokens);
   return mma_tile<kWeight, Codes::kInt8>(tile.tokens);

@@ -24,6 +24,7 @@ struct Tile {
 constexpr Tile kMmaSmall{Kernel::kMma, 64, 16, 128, 6, 4};
 constexpr Tile kMmaMiddle{Kernel::kMma, 128, 64, 128, 4, 2};
 constexpr Tile kMmaLarge{Kernel::kMma, 128, 128, 256, 3, 1};
+constexpr Tile kWgmmaSmall{Kernel::kWgmma, 128, 64, 384, 10, 1};
 constexpr Tile kWgmmaMiddle{Kernel::kWgmma, 128, 128, 384, 6, 1};
 constexpr Tile kWgmmaLarge{Kernel::kWgmma, 128, 256, 384, 4, 1};
 
@@ -71,11 +72,10 @@ constexpr Codes codes_for(Weight weight, int activation_bits, int sm) {
 
 // The tile that a card runs for the shape. Without k there is nothing for TMA to point at.
 constexpr Tile tile_for(int m, int k, Codes codes, int sm) {
-  const bool wgmma = sm == 90 && codes == Codes::kInt8;
-  if (m <= 16) return kMmaSmall;
-  if (m <= 64 || (wgmma && k == 0)) return kMmaMiddle;
-  if (!wgmma) return kMmaLarge;
-  return m <= 128 ? kWgmmaMiddle : kWgmmaLarge;
+  const bool hopper = sm == 90 && codes == Codes::kInt8;
+  if (m <= 16 || (hopper && k == 0)) return kMmaSmall;
+  if (hopper) return m <= 64 ? kWgmmaSmall : m <= 128 ? kWgmmaMiddle : kWgmmaLarge;
+  return m <= 64 ? kMmaMiddle : kMmaLarge;
 }
 
 // Splits of K until every multiprocessor has its blocks, each split at least kLeast stages deep, and no split

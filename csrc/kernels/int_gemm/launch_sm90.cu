@@ -18,11 +18,8 @@ Error launch_wgmma(const Params& p, const Choice& c, Stream stream) {
 
 template <Weight kWeight>
 Error launch_weight(const Params& p, const Choice& c, Stream stream) {
-  if (c.tile.kernel == Kernel::kMma) {
-    if (c.tile.tokens == kMmaSmall.tokens)
-      return launch_one<kMmaSmall, 4, kWeight, Codes::kInt8>(p, c, stream);
-    return launch_one<kMmaMiddle, 4, kWeight, Codes::kInt8>(p, c, stream);
-  }
+  if (c.tile.kernel == Kernel::kMma) return launch_one<kMmaSmall, 4, kWeight, Codes::kInt8>(p, c, stream);
+  if (c.tile.tokens == kWgmmaSmall.tokens) return launch_wgmma<kWgmmaSmall, kWeight>(p, c, stream);
   if (c.tile.tokens == kWgmmaMiddle.tokens) return launch_wgmma<kWgmmaMiddle, kWeight>(p, c, stream);
   return launch_wgmma<kWgmmaLarge, kWeight>(p, c, stream);
 }

@@ -1,4 +1,4 @@
-// Integer GEMM on mma.sync: sm_80 and everything after it; on sm_90 for few tokens.
+// Integer GEMM on mma.sync: sm_80 and everything after it; on sm_90 up to 16 tokens.
 //
 // The weight is the m16 operand, so a tile of eight tokens wastes nothing. Weights and activations come
 // through a cp.async ring; a lane's 16 bytes of weight are its fragments for two k32 steps

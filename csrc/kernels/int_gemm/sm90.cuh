@@ -1,4 +1,4 @@
-// Integer GEMM on wgmma: sm_90a, more than 64 tokens.
+// Integer GEMM on wgmma: sm_90a, more than 16 tokens.
 //
 // The weight is the register operand: each consumer warpgroup unpacks 64 channels while its last wgmma runs,
 // and multiplies them with all tokens of the tile, which TMA puts into shared memory. One producer thread,
