@@ -7,15 +7,26 @@ from collections.abc import Sequence
 
 import torch
 
-from . import hadamard, linear, quantize, report
+from . import cuda_linear, cuda_rows, hadamard, linear, quantize, report
 
 _BENCHES = {"linear": linear, "hadamard": hadamard, "quantize": quantize}
+_CUDA = {
+    "linear": (cuda_linear.run, {"shapes": "all", "rows": list(cuda_linear.ROWS)}),
+    "hadamard": (
+        cuda_rows.run_hadamard,
+        {"sizes": list(cuda_rows.SIZES), "dtypes": "float16", "megabytes": 256},
+    ),
+    "quantize": (cuda_rows.run_quantize, {"dtypes": "float16"}),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one bench; 0 on success."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     commands = parser.add_subparsers(dest="bench", required=True)
+    first = argparse.ArgumentParser(add_help=False)  # the defaults of the other options depend on the device
+    first.add_argument("--device", default="cpu")
+    device = first.parse_known_args(argv)[0].device
     for name, module in _BENCHES.items():
         p = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
         module.add_arguments(p)
@@ -24,15 +35,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         p.add_argument("--rounds", type=int, default=9, help="slices per contender (default: %(default)s)")
         p.add_argument("--slice", type=float, default=0.03, help="seconds per slice (default: %(default)s)")
+        p.add_argument(
+            "--device",
+            default="cpu",
+            choices=("cpu", "cuda", "proxy"),
+            help="cuda: the GPU bench; proxy: its code on the CPU (default: %(default)s)",
+        )
+        if device != "cpu":
+            p.set_defaults(slice=0.003, **_CUDA[name][1])
         p.add_argument("--json", metavar="FILE", help="write the run; a bare name goes to bench/results/")
     options = parser.parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device cuda: torch {torch.__version__} sees no GPU")
     if options.threads < 1 or options.rounds < 1 or not options.slice > 0:
         parser.error("--threads, --rounds and --slice must be positive")
     torch.set_num_threads(options.threads)
     env = report.environment()
     report.print_environment(env)
     with torch.inference_mode():
-        result = _BENCHES[options.bench].run(options)
+        if options.device == "cpu":
+            result = _BENCHES[options.bench].run(options)
+        else:
+            result = _CUDA[options.bench][0](options, "cpu" if options.device == "proxy" else "cuda")
     if options.json:
         report.write_json(options.json, options.bench, env, result)
     return 0

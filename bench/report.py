@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("lowbit", "torch", "numpy", "onnxruntime", "openvino")
+_PACKAGES = (
+    "lowbit", "torch", "numpy", "onnxruntime", "openvino", "humming-kernels", "fast-hadamard-transform",
+)  # fmt: skip
 
 
 def _cpu_name() -> str:
@@ -49,6 +51,8 @@ def environment() -> dict:
 
     return {
         "device": _cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": lowbit.ops.isa(),
@@ -63,6 +67,8 @@ def environment() -> dict:
 
 def print_environment(env: dict) -> None:
     versions = ", ".join(f"{name} {number}" for name, number in env["versions"].items())
+    gpu = f"{env['gpu']}, CUDA {env['cuda']}; " if env["gpu"] else ""
+    print(gpu, end="")
     print(
         f"{env['device']}, {env['cores']} cores, {env['threads']} threads, isa {env['isa']}; {versions}; "
         f"commit {(env['commit'] or 'none')[:12]}; load {env['load_average_at_start']}"

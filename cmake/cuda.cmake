@@ -72,6 +72,7 @@ function(lowbit_nvcc out source)
     OUTPUT "${object}"
     COMMAND "${CMAKE_COMMAND}" "-DLOG=${object}.log" -P "${PROJECT_SOURCE_DIR}/cmake/nvcc.cmake" --
             "${LOWBIT_NVCC}" -std=c++17 -O3 -ccbin "${CMAKE_CXX_COMPILER}" --threads 2 ${gencode}
+            -static-global-template-stub=true  # a kernel template of two files is two kernels (the default from 13.0)
             -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall -Xptxas=-v ${more}
             -MD -MF "${object}.d" -MT "${object}" -c "${path}" -o "${object}"
     DEPENDS "${path}" "${PROJECT_SOURCE_DIR}/cmake/nvcc.cmake"

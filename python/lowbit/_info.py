@@ -49,7 +49,7 @@ def build_info() -> dict:
 
 
 def _gpus() -> list[dict]:
-    """The cards that torch sees. `kernels` names the code that runs there, `reason` says why there is none."""
+    """The cards that torch sees. `kernels` names the code that runs there, `reason` says why not."""
     found = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         gpu = {"index": index, "name": torch.cuda.get_device_name(index), "kernels": "", "reason": ""}

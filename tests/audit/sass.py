@@ -96,8 +96,11 @@ class Code:
 
     @property
     def calls(self) -> list[str]:
-        """Callees: helpers that ptxas links in, such as a division's slow path or an emulated mma."""
-        return [i.operands for i in self.instructions if i.name == "CALL"]
+        """Callees: helpers that ptxas links in, such as a division's slow path or an emulated mma. A call of
+        a bare address is how it rejoins a warp on sm_80.
+        """
+        called = [i.operands for i in self.instructions if i.name == "CALL"]
+        return [name for name in called if not name.startswith("0x")]
 
     @property
     def integer_per_tensor(self) -> float:

@@ -1,0 +1,25 @@
+"""Every op that has a CUDA kernel, with the samples of tests/ops on the GPU (LOWBIT_TEST_DEVICE=cuda)."""
+
+import torch
+from torch import Tensor
+
+from tests.ops.device import DEVICE, place
+from tests.ops.samples import SAMPLES, call
+
+NOT_IN_A_MODEL = ("prepack", "pack_int4", "unpack_int4")  # run when a weight is loaded; may look at values
+
+Call = tuple[str, tuple, object]  # op, arguments on the GPU, expected
+
+
+def calls() -> list[Call]:
+    """(op, arguments, what the oracle expects); empty without a GPU."""
+    if not DEVICE.startswith("cuda") or not torch.cuda.is_available():
+        return []
+    names = [n for n in SAMPLES if torch._C._dispatch_has_kernel_for_dispatch_key(f"lowbit::{n}", "CUDA")]
+    found = [(n, args, want) for n in names for args, want in SAMPLES[n]()]
+    return [(n, place(n, args), want) for n, args, want in found]
+
+
+def run(name: str, args: tuple) -> tuple[Tensor, ...]:
+    """The op itself, not the proxy of tests/ops."""
+    return call(name, args, torch.ops.lowbit)

@@ -1,0 +1,106 @@
+"""The emulator against the GPU: every test of the wrappers (tests/emu) once more, with each kernel run on
+both machines and the outputs compared bit for bit, and random rounds beyond them.
+
+Without a GPU the other machine is the emulator under another seed, which proves this harness and no more.
+"""
+
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from tests.emu import lane_tables as tables
+from tests.emu import test_wrappers, test_wrappers_sm90
+from tests.emu.conftest import build, load
+
+from .machine import Both, Gpu
+
+for module in (test_wrappers, test_wrappers_sm90):
+    globals().update({name: f for name, f in vars(module).items() if name.startswith("test_")})
+
+
+class Again:
+    """The emulator as the other machine."""
+
+    def __init__(self, module: object):
+        self.module = module
+
+    def has(self, name: str) -> bool:
+        return hasattr(self.module, name)
+
+    def __call__(self, name: str, *args: object) -> None:
+        getattr(self.module, name)(*args, {"seed": 99, "smem_base_mod": 256})
+
+
+@pytest.fixture(scope="module")
+def emulated():
+    pytest.importorskip("pybind11")
+    module = load(build())
+    library = os.environ.get("LOWBIT_CONFORMANCE")
+    if library and torch.cuda.is_available():
+        return Both(module, Gpu(Path(library)))
+    return Both(module, Again(module))
+
+
+def bits(rng, shape):
+    return rng.integers(0, 2**32, shape, dtype=np.uint32)
+
+
+def test_random_fragments(emulated):
+    """Registers full of random bits through every integer mma, and the byte and bit wrappers."""
+    rng = np.random.default_rng(int(os.environ.get("LOWBIT_SEED", "0")))
+    for turn in range(25):
+        for kind in range(4):
+            emulated.mma(kind, bits(rng, (32, 4)), bits(rng, (32, 2)), bits(rng, (32, 4)), 1 + turn % 3, {})
+        emulated.warp(
+            bits(rng, 32), rng.integers(0, 32, 32).astype(np.int32), np.zeros((12, 32), np.uint32), {}
+        )
+        emulated.bits(bits(rng, 256), bits(rng, 256), bits(rng, 256), np.zeros((16, 256), np.uint32), {})
+        sizes = rng.integers(0, 17, 32).astype(np.int32)
+        emulated.cp_async(bits(rng, (32, 4)).view(np.uint8), sizes, np.zeros((4, 32, 16), np.uint8), {})
+    assert getattr(emulated, "calls", 0) >= 25 * 7
+
+
+def test_random_wgmma(emulated):
+    """Including full-range accumulators, so that sums wrap, and several wgmmas on one accumulator."""
+    rng = np.random.default_rng(1)
+    for n, steps in emulated.wgmma_shapes:
+        for accumulate, repeat in ((False, 1), (True, 2)):
+            a, tile = bits(rng, (steps, 128, 4)), bits(rng, (n, 8 * steps)).view(np.uint8)
+            d = bits(rng, (128, n // 2)).view(np.int32)
+            for swizzled in (False, True):
+                emulated.wgmma(n, a, tile, d.copy(), swizzled, accumulate, repeat, {"smem_base_mod": 512})
+
+
+def test_random_boxes(emulated):
+    """TMA at random places, inside, over each edge and wholly outside."""
+    rng = np.random.default_rng(2)
+    for swizzle, width in ((0, 64), (1, 32), (2, 64), (3, 128)):
+        matrix = bits(rng, (37, 64)).view(np.uint8)[:, :201]
+        for _ in range(20):
+            x, y = int(rng.integers(-150, 250)), int(rng.integers(-20, 45))
+            emulated.tma_load(matrix, 16, width, swizzle, x, y, np.zeros(16 * width, np.uint8), {})
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(4, np.float16), (5, ml_dtypes.bfloat16)])
+def test_float_mma_within_the_bound_of_any_order(emulated, kind, dtype):
+    """The order of a float sum is the hardware's: a bound for 17 terms in fp32, with truncation."""
+    rng = np.random.default_rng(kind)
+    module, other = emulated.emulated, emulated.other
+    for _ in range(20):
+        a, b = rng.standard_normal((16, 16)).astype(dtype), rng.standard_normal((8, 16)).astype(dtype)
+        c = rng.standard_normal((16, 8)).astype(np.float32)
+        ra, rb = (
+            test_wrappers.pack(tables.scatter(v.view(np.uint16), m), 32, 2)
+            for v, m in ((a, tables.a_map(2)), (b, tables.b_map(2)))
+        )
+        exact = c + a.astype(np.float64) @ b.astype(np.float64).T
+        size = np.abs(c) + np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64)).T
+        for machine in (lambda *v: module.mma(*v, {}), lambda *v: other("mma", *v)):
+            d = np.ascontiguousarray(tables.scatter(c, tables.d_map()).reshape(32, 4))
+            machine(kind, ra, rb, d, 1)
+            error = np.abs(tables.gather(d, tables.d_map(), (16, 8)) - exact)
+            assert (error <= 34 * 2.0**-24 * size).all()
