@@ -1,7 +1,8 @@
 """`python -m bench.readme`: rewrites the tables of README.md from the committed results.
 
 Between `<!-- table:NAME -->` and `<!-- /table:NAME -->`: `demo` from bench/results/quality-smollm2.json (a
-copy of what `make demo` wrote), `linear` from bench/results/linear-cpu.json.
+copy of what `make demo` wrote), `options` from bench/results/quality-smollm2-options.json, `linear` from
+bench/results/linear-cpu.json.
 """
 
 import json
@@ -43,6 +44,19 @@ def _demo(report: dict) -> str:
     return _markdown(rows) + note
 
 
+def _options(report: dict) -> str:
+    rows = [["method", "perplexity", "x fp32", "checkpoint, MB"]]
+    for row in report["rows"]:
+        if row["method"] != "fp32":
+            size = f"{row['checkpoint_bytes'] / 1e6:.0f}"
+            rows.append([f"`{row['method']}`", f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}", size])
+    return (
+        _markdown(rows)
+        + f"\n\nThe same model, texts and windows; commit {(report['commit'] or '')[:10]}; from "
+        "`bench/results/quality-smollm2-options.json`."
+    )
+
+
 def _linear(run: dict) -> str:
     variants = list(run["summary"])
     shapes = sorted({(p["n"], p["k"]) for p in run["points"]})
@@ -76,7 +90,11 @@ def _linear(run: dict) -> str:
 
 
 def _tables() -> dict[str, tuple[str, Callable[[dict], str]]]:
-    return {"demo": ("quality-smollm2.json", _demo), "linear": ("linear-cpu.json", _linear)}
+    return {
+        "demo": ("quality-smollm2.json", _demo),
+        "options": ("quality-smollm2-options.json", _options),
+        "linear": ("linear-cpu.json", _linear),
+    }
 
 
 def main() -> None:
