@@ -155,6 +155,10 @@ inline Rows rows_of(const Tensor& t, const char* op, const char* arg) {
   return {rows, k};
 }
 
+inline void check_clip(const char* op, double clip) {
+  check(clip > 0 && clip <= 1, op, ": clip is ", clip, ", expected 0 < clip <= 1");
+}
+
 struct Transform {
   int64_t order = 0, two = 0;
   const cpu::MixTable* mix = nullptr;

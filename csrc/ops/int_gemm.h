@@ -94,7 +94,7 @@ inline OptTensor check_x_scale(const char* op, const OptTensor& x_scale, int64_t
 inline void check_quantiser(const char* op, int64_t activation_bits, double clip) {
   check(activation_bits == 4 || activation_bits == 8, op, ": activation_bits is ", activation_bits,
         ", expected 4 or 8");
-  check(clip > 0 && clip <= 1, op, ": clip is ", clip, ", expected 0 < clip <= 1");
+  check_clip(op, clip);
 }
 
 inline OptTensor check_shift(const char* op, const OptTensor& shift, int64_t k) {

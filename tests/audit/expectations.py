@@ -64,4 +64,25 @@ def _int_gemm() -> list[Expect]:
     return rows
 
 
-EXPECTATIONS: list[Expect] = [*_int_gemm()]
+def _rows() -> list[Expect]:
+    """Quantiser, transform, KV cache: no tensor instruction, no local memory, registers for the occupancy
+    that their READMEs count on. Rows that start on 16 bytes are loaded so; the slower paths are in the same
+    kernels. warpsync: a check in front of bar.warp.sync inside a loop, never called by a converged warp.
+    """
+    rows = []
+    calls = r"div|rcp|warpsync"
+    for arch in ("sm_80", "sm_90a"):
+        for kernel, registers in {"1, true": 32, "2, true": 64, "4, true": 64}.items():
+            name = rf"quantize::quantize_kernel<{kernel}>"
+            rows.append(Expect(name, arch, 1, registers=registers, widths={"LDG": 128}, calls=calls))
+        rows.append(Expect(r"quantize::quantize_kernel<2, false>", arch, 1, registers=64, calls=calls))
+        rows.append(Expect(r"quantize::convert_codes_kernel", arch, 1, registers=64, calls=calls))
+        for mix, registers in enumerate((64, 64, 128, 128)):  # none, K <= 28, K <= 60, table
+            name = rf"hadamard_kernel<true, .*Mix\){mix},"
+            rows.append(Expect(name, arch, 2, registers=registers, calls=calls))
+        rows.append(Expect(r"hadamard_kernel<false, .*Mix\)3,", arch, 2, registers=128, calls=calls))
+        rows.append(Expect(r"kv4_(de)?quantize_kernel", arch, 2, registers=64, calls=calls))
+    return rows
+
+
+EXPECTATIONS: list[Expect] = [*_int_gemm(), *_rows()]

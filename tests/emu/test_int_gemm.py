@@ -309,4 +309,5 @@ def test_a_kernel_for_every_layer_of_the_models(emulated, sm, sms, shared):
 
 def test_the_choice_explains_itself(emulated):
     text = emulated.int_gemm_choose(1, 4096, 4096, "int4", False, 90, 132)["text"]
-    assert text.startswith("mma.sync s8, tile 64 channels x 16 tokens, 64 x 1 tiles, 8 splits of 4 stages"), text
+    want = "mma.sync s8, tile 64 channels x 16 tokens, 64 x 1 tiles, 8 splits of 4 stages"
+    assert text.startswith(want), text

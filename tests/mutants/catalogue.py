@@ -19,13 +19,20 @@ TESTS = {
     "quantize": ["tests/ops/test_quantize.py", "tests/ops/test_dynamic_linear.py"],
     "kv_cache": ["tests/ops/test_kv_cache.py"],
     "int_gemm_cuda": ["tests/emu/test_int_gemm.py"],
+    "quantize_cuda": ["tests/emu/test_quantize.py"],
+    "hadamard_cuda": ["tests/emu/test_hadamard.py"],
+    "kv_cache_cuda": ["tests/emu/test_kv_cache.py"],
 }
-EMULATED = ("int_gemm_cuda",)  # kernels that run under the emulator
+# kernels that run under the emulator
+EMULATED = ("int_gemm_cuda", "quantize_cuda", "hadamard_cuda", "kv_cache_cuda")
 
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
 _MMA, _WGMMA = "kernels/int_gemm/sm80.cuh", "kernels/int_gemm/sm90.cuh"
 _UNPACK, _EPILOGUE = "kernels/int_gemm/unpack.cuh", "kernels/int_gemm/epilogue.cuh"
+_CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
+_TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
+_HEADS = "kernels/kv_cache/sm80.cuh"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
 MUTANTS = [
@@ -269,4 +276,169 @@ MUTANTS = [
     Mutant("int_gemm_cuda", _WGMMA, "4 * team + slab, 2 * half + c,", "4 * team + slab, c,"),
     # the last split is shorter
     Mutant("int_gemm_cuda", _WGMMA, "return e < stages ? e : stages;", "return e;"),
+    # rows whose inverse overflows
+    Mutant("quantize_cuda", _CODES, "s.scale < 1.17549435e-38f", "s.scale <= 0.f"),
+    # infinity
+    Mutant("quantize_cuda", _CODES, "most >= 0x7f800000u", "most > 0x7f800000u"),
+    # half integers stay halves
+    Mutant(
+        "quantize_cuda",
+        _CODES,
+        "kRoundToInteger = 12582912.f",
+        "kRoundToInteger = 12582912.5f * 0.5f",
+    ),
+    # the codes of a NaN row
+    Mutant("quantize_cuda", _CODES, "if (inverse == 0.f) word[h] = 0;", ""),
+    # saturation
+    Mutant("quantize_cuda", _CODES, "if (to.clip < 1.f) {", "if (to.clip < 0.75f) {"),
+    # the offset of the last nibble
+    Mutant(
+        "quantize_cuda",
+        _CODES,
+        "odd << 4, 0x0f0f0f0fu) ^ 0x88888888u",
+        "odd << 4, 0x0f0f0f0fu) ^ 0x80888888u",
+    ),
+    # operand4: the other half of the partner's chunk
+    Mutant(
+        "quantize_cuda",
+        _CODES,
+        "shfl_sync_xor(upper ? code[0] : code[1], 2)",
+        "shfl_sync_xor(upper ? code[1] : code[0], 2)",
+    ),
+    # the warps' maxima before they are there
+    Mutant(
+        "quantize_cuda",
+        _CODES,
+        "ptx::warp_index(), value);\n  ptx::syncthreads();",
+        "ptx::warp_index(), value);",
+    ),
+    # the first round of a long row
+    Mutant("quantize_cuda", _CODES, "if (kRounds && rounds > 1) load(x, round);", ""),
+    # one element past an odd row
+    Mutant(
+        "quantize_cuda",
+        "kernels/common/elements.cuh",
+        "begin + 2 * i + 1 < count ? ptx::ld_global(pair + 1)",
+        "begin + 2 * i < count ? ptx::ld_global(pair + 1)",
+    ),
+    # zeros past the end of a packed row
+    Mutant(
+        "quantize_cuda",
+        _ROWS,
+        "load_bytes(packed, from, 16 * piece, (k + 1) / 2, 0x88,",
+        "load_bytes(packed, from, 16 * piece, (k + 1) / 2, 0x08,",
+    ),
+    # the sign of a nibble
+    Mutant("quantize_cuda", _ROWS, "((v & 0x08080808u) >> 3) * 0xf0u", "((v & 0x08080808u) >> 3) * 0x70u"),
+    # a butterfly the wrong way round
+    Mutant(
+        "hadamard_cuda",
+        "kernels/hadamard/tile.cuh",
+        "b = ptx::sub_rn(a, b);",
+        "b = ptx::sub_rn(b, a);",
+    ),
+    # one stage too many
+    Mutant(
+        "hadamard_cuda",
+        _TRANSFORM,
+        "else if (a.c.stages == 6) warp_stages<3",
+        "else if (a.c.stages == 6) warp_stages<4",
+    ),
+    # the chunks of other lanes before they are there
+    Mutant(
+        "hadamard_cuda",
+        _TRANSFORM,
+        "kChunk);\n    ptx::syncwarp();\n    if (a.c.stages > kFirstStages)",
+        "kChunk);\n    if (a.c.stages > kFirstStages)",
+    ),
+    # the elements of other warps before they are there
+    Mutant(
+        "hadamard_cuda",
+        _TRANSFORM,
+        "    ptx::syncthreads();\n    const int bits",
+        "    const int bits",
+    ),
+    # mixed columns before they are there
+    Mutant(
+        "hadamard_cuda",
+        _TRANSFORM,
+        "mix<kMix, kQuantised>(w, a);\n    ptx::syncthreads();",
+        "mix<kMix, kQuantised>(w, a);",
+    ),
+    # the swizzle
+    Mutant(
+        "hadamard_cuda",
+        _TRANSFORM,
+        "^ Tile<kShared>::low_part(8 * (i & 4))",
+        "^ Tile<kShared>::low_part(4 * (i & 4))",
+    ),
+    # the shift of the second row of a tile
+    Mutant(
+        "hadamard_cuda",
+        _TRANSFORM,
+        "subtract_shift<true>(x, p.shift, e % int(p.n), int(p.n))",
+        "subtract_shift<true>(x, p.shift, e, int(p.n))",
+    ),
+    # the maximum before the scale
+    Mutant(
+        "hadamard_cuda",
+        _TRANSFORM,
+        "const float scaled = ptx::mul_rn(ptx::bit_cast<float>(most), p.scale);",
+        "const float scaled = ptx::bit_cast<float>(most);",
+    ),
+    # the maximum of another stage
+    Mutant("hadamard_cuda", _TRANSFORM, "if (kQuantised && last)", "if (kQuantised && !last)"),
+    # inputs of a quad swapped
+    Mutant("hadamard_cuda", _MIX, "low + (4 * g + i) * two", "low + (4 * g + (i ^ 1)) * two"),
+    # signs of a quad swapped
+    Mutant(
+        "hadamard_cuda",
+        _MIX,
+        "ptx::fma_rn(s[3], ptx::fma_rn(s[2], last_two, first_two), acc[r][c])",
+        "ptx::fma_rn(s[2], ptx::fma_rn(s[3], last_two, first_two), acc[r][c])",
+    ),
+    Mutant(
+        "hadamard_cuda",
+        "kernels/hadamard/signs.h",
+        "4 * (minus[1] != minus[0])",
+        "4 * (minus[1] == minus[0])",
+    ),
+    # a bank conflict
+    Mutant("hadamard_cuda", "kernels/hadamard/config.h", "c.chunks < 8 ? 4 : 8;", "4;"),
+    # negative floats in order
+    Mutant("kv_cache_cuda", _HEADS, "return bits ^ ((bits >> 31) & 0x7fffffff);", "return bits;"),
+    # infinity
+    Mutant("kv_cache_cuda", _HEADS, "r.most < 0x7f800000u", "r.most <= 0x7f800000u"),
+    # a zero point that float16 cannot hold
+    Mutant("kv_cache_cuda", _HEADS, "(a.zero & 0x7c00) != 0x7c00", "true"),
+    Mutant("kv_cache_cuda", _HEADS, "ptx::sub_rn(high, low), 15.f", "ptx::sub_rn(high, low), 16.f"),
+    # a constant head
+    Mutant("kv_cache_cuda", _HEADS, "if (fits && s > 0.f)", "if (fits)"),
+    # the pad of an odd head
+    Mutant("kv_cache_cuda", _HEADS, "count ? 0xff : 0x0f", "count ? 0xff : 0xff"),
+    # two roundings
+    Mutant(
+        "kv_cache_cuda",
+        _HEADS,
+        "ptx::add_rn(ptx::mul_rn(code, scale), zero)",
+        "ptx::fma_rn(code, scale, zero)",
+    ),
+    # zeros past the head in its range
+    Mutant("kv_cache_cuda", _HEADS, "if (begin + i < count)", "if (begin < count)"),
+    # the last exchange between lanes
+    Mutant(
+        "kv_cache_cuda",
+        _HEADS,
+        "step = size / 2; step > 0; step /= 2",
+        "step = size / 2; step > 1; step /= 2",
+    ),
+    # the first chunk of a long head
+    Mutant(
+        "kv_cache_cuda",
+        _HEADS,
+        "if (team.rounds > 1) load_floats(v, x, p.dtype, begin, count, a.c.wide);",
+        "",
+    ),
+    # a head past the end
+    Mutant("kv_cache_cuda", _HEADS, "if (row >= p.rows) return;", "if (row > p.rows) return;"),
 ]

@@ -1,6 +1,7 @@
 // Eight consecutive elements of a float row: the unit in which the row kernels load, hold and store.
-// The dtype is a run-time argument, the same for the whole grid: one compiled kernel serves all three, and the
-// branch costs one instruction per eight elements. Loads are ld.global, not .nc: a transform may be in place.
+// The dtype is a run-time argument, the same for the whole grid: one compiled kernel serves all three, and
+// the branch costs one instruction per eight elements. Loads are ld.global, not .nc: a transform may be in
+// place.
 #pragma once
 
 #include "../../ptx/bits.h"
@@ -16,9 +17,9 @@ struct RawChunk {
   uint32_t w[kChunk];
 };
 
-// Elements begin .. begin + 7 of x; zero from `count` on. kWide: x lies on 16 bytes, and so does x + count: whole
-// vectors. Else one element at a time, each lane its own eight: a warp's request then touches up to eight times
-// the sectors, which the L1 cache absorbs. Nothing is read past the last element either way.
+// Elements begin .. begin + 7 of x; zero from `count` on. kWide: x lies on 16 bytes, and so does x + count:
+// whole vectors. Else one element at a time, each lane its own eight: a warp's request then touches up to
+// eight times the sectors, which the L1 cache absorbs. Nothing is read past the last element either way.
 template <bool kWide>
 LOWBIT_DEVICE void load_chunk(RawChunk& raw, const void* x, DType dtype, int begin, int count) {
   const auto* p = static_cast<const uint8_t*>(x) + int64_t(begin) * size_of(dtype);

@@ -1,4 +1,4 @@
-"""prepack on CUDA tensors. It runs once per weight, so plain torch does it (`lowbit.reference.layout`)."""
+"""Layouts on CUDA tensors: made once per weight, so plain torch does it (`lowbit.reference.layout`)."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,39 @@ from ..reference import layout
 _library = torch.library.Library("lowbit", "IMPL", "CUDA")
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _check(op: str, name: str, t: Tensor, dtype: torch.dtype, shape: str) -> None:
     if t.dtype != dtype:
-        got, want = str(t.dtype).removeprefix("torch."), str(dtype).removeprefix("torch.")
-        raise RuntimeError(f"{op}: {name} has dtype {got}, expected {want}")
+        raise RuntimeError(f"{op}: {name} has dtype {_name(t.dtype)}, expected {_name(dtype)}")
     if t.dim() != 2:
         raise RuntimeError(f"{op}: {name} has {t.dim()} dimensions, expected {shape}")
+
+
+def _pack_int4(q: Tensor) -> Tensor:
+    if q.dtype != torch.int8:
+        raise RuntimeError(f"pack_int4: q has dtype {_name(q.dtype)}, expected int8")
+    if q.dim() < 1:
+        raise RuntimeError("pack_int4: q has no dimensions, expected at least one")
+    if q.numel():
+        low, high = (int(v) for v in q.aminmax())
+        if low < -8 or high > 7:
+            raise RuntimeError(f"pack_int4: q has values {low} to {high}, expected -8 to 7")
+    return layout.pack_int4(q).contiguous()
+
+
+def _unpack_int4(packed: Tensor, k: int | None = None) -> Tensor:
+    if packed.dtype != torch.uint8:
+        raise RuntimeError(f"unpack_int4: packed has dtype {_name(packed.dtype)}, expected uint8")
+    if packed.dim() < 1:
+        raise RuntimeError("unpack_int4: packed has no dimensions, expected at least one")
+    count = packed.shape[-1]
+    if k is not None and (k + 1) // 2 != count:
+        want = f"expected {2 * count} or one less for {count} bytes"
+        raise RuntimeError(f"unpack_int4: k is {k}, {want}")
+    return layout.unpack_int4(packed, k).contiguous()
 
 
 def _prepack_int4_weight(weight_packed: Tensor) -> Tensor:
@@ -38,5 +65,7 @@ def _prepack_group_scale(group_scale: Tensor) -> Tensor:
 
 def register() -> None:
     """Called once, where the library holds CUDA kernels."""
-    for function in (_prepack_int4_weight, _prepack_int8_weight, _prepack_group_scale):
+    for function in (
+        _pack_int4, _unpack_int4, _prepack_int4_weight, _prepack_int8_weight, _prepack_group_scale,
+    ):  # fmt: skip
         _library.impl(function.__name__.removeprefix("_"), function)

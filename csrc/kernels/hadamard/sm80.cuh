@@ -1,0 +1,406 @@
+// (H_K x H_2^m) of rows, the whole block on chip. One source for sm_80 and every later card.
+//
+//   first_stages   memory -> registers: strides 1, 2, 4 -> tile; strides 8 .. 128 inside the warp
+//   later_stages   strides 256 ..: each pass combines up to 32 elements of the tile
+//   mix            the K-factor, column by column
+//   the end        times the scale: rounded and stored, or quantised
+//
+// The stages run in the order of their strides and every output is one chain of additions, so the bits are
+// those of the CPU kernels.
+#pragma once
+
+#include "../quantize/codes.cuh"
+#include "config.h"
+#include "mix.cuh"
+
+namespace lowbit::kernels::hadamard {
+
+// What a CTA works on: `count` elements of x and y, row-major, the rows and blocks in it whole.
+template <bool kShared>
+struct Work {
+  Tile<kShared> tile, other;  // `other`: the table mix writes there
+  int64_t index;              // of the tile
+  int count;
+  uint32_t most;  // largest magnitude that this thread saw come out of the last stage, when quantised
+
+  LOWBIT_DEVICE const uint8_t* x(const Launch& a) const {
+    return static_cast<const uint8_t*>(a.p.x) + index * (a.c.tile * size_of(a.p.dtype));
+  }
+  LOWBIT_DEVICE uint8_t* y(const Launch& a) const {
+    return static_cast<uint8_t*>(a.p.y) + index * (a.c.tile * size_of(a.p.dtype));
+  }
+};
+
+template <bool kShared>
+LOWBIT_DEVICE void put_chunk(const Tile<kShared>& tile, int e, const float (&x)[kChunk]) {
+  LOWBIT_UNROLL
+  for (int h = 0; h < 2; ++h)
+    tile.store_at(Tile<kShared>::place(e + 4 * h),
+                  ptx::Vector<float, 4>{{x[4 * h], x[4 * h + 1], x[4 * h + 2], x[4 * h + 3]}});
+}
+
+template <bool kShared>
+LOWBIT_DEVICE void get_chunk(const Tile<kShared>& tile, int e, float (&x)[kChunk]) {
+  LOWBIT_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const auto v = tile.template load_at<4>(Tile<kShared>::place(e + 4 * h));
+    LOWBIT_UNROLL
+    for (int i = 0; i < 4; ++i) x[4 * h + i] = v[i];
+  }
+}
+
+LOWBIT_DEVICE float load_element(const void* x, DType dtype, int at) {
+  if (dtype == DType::f32) return ptx::ld_global(static_cast<const float*>(x) + at);
+  const uint16_t bits = ptx::ld_global(static_cast<const uint16_t*>(x) + at);
+  return dtype == DType::bf16 ? ptx::cvt_f32_bf16(bits) : ptx::cvt_f32_f16(bits);
+}
+
+// A warp's 1024 elements from `begin` into the tile, one by one, where x is not made of whole 16 bytes.
+template <bool kQuantised, bool kShared>
+LOWBIT_DEVICE void load_narrow(const Work<kShared>& w, const Launch& a, int begin) {
+  const Params& p = a.p;
+  LOWBIT_NO_UNROLL
+  for (int e = begin + ptx::lane_index(); e < begin + 1024; e += 32) {
+    float x = e < w.count ? load_element(w.x(a), p.dtype, e) : 0.f;
+    if (kQuantised && p.shift && e < w.count) x = ptx::sub_rn(x, ptx::ld_global(p.shift + e % int(p.n)));
+    w.tile.store_at(Tile<kShared>::place(e), ptx::Vector<float, 1>{{x}});
+  }
+  ptx::syncwarp();
+}
+
+// A warp's 1024 elements out of the tile, times the scale, to y: 16 bytes per lane, neighbours side by side.
+template <bool kShared>
+LOWBIT_DEVICE void store_warp(const Work<kShared>& w, const Launch& a, int begin) {
+  const Params& p = a.p;
+  const int lane = ptx::thread_index() & 31;
+  if (!a.c.wide) {
+    LOWBIT_NO_UNROLL
+    for (int e = begin + lane; e < begin + 1024 && e < w.count; e += 32) {
+      const float x[1] = {ptx::mul_rn(w.tile.template load_at<1>(Tile<kShared>::place(e))[0], p.scale)};
+      store_elements(w.y(a), p.dtype, e, x, true);
+    }
+  } else if (p.dtype == DType::f32) {
+    LOWBIT_UNROLL
+    for (int c = 0; c < 8; ++c) {
+      const int e = begin + c * 128 + lane * 4;
+      if (e >= w.count) continue;
+      auto x = w.tile.template load_at<4>(Tile<kShared>::place(e));
+      LOWBIT_UNROLL
+      for (int i = 0; i < 4; ++i) x[i] = ptx::mul_rn(x[i], p.scale);
+      store_elements(w.y(a), p.dtype, e, x.v, true);
+    }
+  } else {
+    LOWBIT_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      const int e = begin + c * 256 + lane * kChunk;
+      if (e >= w.count) continue;
+      float x[kChunk];
+      get_chunk(w.tile, e, x);
+      LOWBIT_UNROLL
+      for (int i = 0; i < kChunk; ++i) x[i] = ptx::mul_rn(x[i], p.scale);
+      store_chunk<true>(w.y(a), p.dtype, e, w.count, x);
+    }
+  }
+}
+
+// The chunk at e of the tile: minus the shift, strides 1, 2, 4, into the tile.
+template <bool kQuantised, bool kShared>
+LOWBIT_DEVICE void finish_chunk(Work<kShared>& w, const Launch& a, int e, float (&x)[kChunk]) {
+  const Params& p = a.p;
+  if (kQuantised && p.shift && a.c.wide && e < w.count)
+    quantize::subtract_shift<true>(x, p.shift, e % int(p.n), int(p.n));
+  if (a.c.stages >= 3) {
+    butterflies<3>(x);
+  } else {
+    if (a.c.stages > 0) butterfly_stage<1>(x);
+    if (a.c.stages > 1) butterfly_stage<2>(x);
+  }
+  if (kQuantised && a.c.last == Last::kChunk) w.most = quantize::max_magnitude(w.most, x);
+  put_chunk(w.tile, e, x);
+}
+
+// Four chunks of a lane, 256 apart. 16-bit ones are all in flight before the first is used; fp32 goes two at
+// a time, which is as many bytes and half the registers.
+template <bool kQuantised, bool kShared>
+LOWBIT_DEVICE void load_chunks(Work<kShared>& w, const Launch& a, int e) {
+  const DType dtype = a.p.dtype;
+  if (a.c.wide && dtype != DType::f32) {
+    ptx::u32x4 raw[4];
+    LOWBIT_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      raw[c] = ptx::u32x4{};
+      if (e + c * 256 < w.count)
+        raw[c] = ptx::ld_global(reinterpret_cast<const ptx::u32x4*>(w.x(a) + 2 * e) + c * 32);
+    }
+    LOWBIT_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      float x[kChunk];
+      halves_to_float(x, raw[c].v, dtype);
+      finish_chunk<kQuantised>(w, a, e + c * 256, x);
+    }
+    return;
+  }
+  LOWBIT_NO_UNROLL
+  for (int c = 0; c < 4; ++c, e += 256) {
+    float x[kChunk];
+    if (a.c.wide) {
+      RawChunk raw;
+      load_chunk<true>(raw, w.x(a), DType::f32, e, w.count);
+      to_float(x, raw, DType::f32);
+    } else {
+      get_chunk(w.tile, e, x);
+    }
+    finish_chunk<kQuantised>(w, a, e, x);
+  }
+}
+
+// kStages strides from 8 on in the 1024 elements of a warp. A lane holds 32 of them, 8 apart:
+// e = begin + 256 (lane / 8) + 8 i + lane % 8.
+template <int kStages, bool kQuantised, bool kShared>
+LOWBIT_DEVICE void warp_stages(Work<kShared>& w, const Launch& a, int begin) {
+  const int lane = ptx::thread_index() & 31, e = begin + ((lane & ~7) << 5) + (lane & 7);
+  int base[4];  // of i = 0..3; 4 more i flip bit 2 of the place, 8 more are at the same swizzle
+  LOWBIT_UNROLL
+  for (int i = 0; i < 4; ++i) base[i] = Tile<kShared>::place(e + 8 * i);
+  const auto place = [&](int i) {
+    return (base[i & 3] ^ Tile<kShared>::low_part(8 * (i & 4))) + 8 * (i & ~3);
+  };
+  const auto order = [](int i) { return (i & 3) | (i & 12) << 1 | (i & 16) >> 2; };  // i & 4 last
+  float x[32];
+  LOWBIT_UNROLL
+  for (int i = 0; i < 32; ++i) x[order(i)] = w.tile.template load_at<1>(place(order(i)))[0];
+  butterflies<kStages>(x);
+  if (kQuantised && a.c.last == Last::kWarp) w.most = quantize::max_magnitude(w.most, x);
+  LOWBIT_UNROLL
+  for (int i = 0; i < 32; ++i) w.tile.store_at(place(order(i)), ptx::Vector<float, 1>{{x[order(i)]}});
+}
+
+// Strides 1 .. 128, a warp per 1024 elements. Where nothing follows, the result goes to y from here.
+template <bool kQuantised, bool kShared>
+LOWBIT_DEVICE void first_stages(Work<kShared>& w, const Launch& a) {
+  const bool to_y = !kQuantised && (a.c.last == Last::kChunk || a.c.last == Last::kWarp);
+  for (int begin = (ptx::thread_index() >> 5) * 1024; begin < a.c.words; begin += ptx::thread_count() * 32) {
+    if (!a.c.wide) load_narrow<kQuantised>(w, a, begin);
+    load_chunks<kQuantised>(w, a, begin + (ptx::thread_index() & 31) * kChunk);
+    ptx::syncwarp();
+    if (a.c.stages > kFirstStages) {
+      // A copy for each number of stages: conditions between them would cost a move per pair.
+      if (a.c.stages >= 8) warp_stages<5, kQuantised>(w, a, begin);
+      else if (a.c.stages == 7) warp_stages<4, kQuantised>(w, a, begin);
+      else if (a.c.stages == 6) warp_stages<3, kQuantised>(w, a, begin);
+      else if (a.c.stages == 5) warp_stages<2, kQuantised>(w, a, begin);
+      else warp_stages<1, kQuantised>(w, a, begin);
+      ptx::syncwarp();
+    }
+    if (to_y) store_warp(w, a, begin);
+  }
+}
+
+// Strides 2^bit .. 2^(bit + kBits - 1): 2^kBits elements of kCols neighbouring columns at a time. The last
+// such pass of a power of two writes y; all else goes back to where it came from. kBit: `bit` where it is
+// known, so that places are constants away from at most four.
+template <int kBit, int kBits, bool kQuantised, bool kShared>
+LOWBIT_DEVICE void later_pass(Work<kShared>& w, const Launch& a, int bit) {
+  constexpr int kRadix = 1 << kBits, kCols = kBits <= 3 ? 4 : kBits == 4 ? 2 : 1;
+  constexpr int kBases = kBit == 8 && kRadix > 2 ? 4 : kBit == 8 ? 2 : 1;
+  if constexpr (kBit > 0) bit = kBit;
+  const bool last = a.c.last == Last::kLater && bit + kBits == a.c.stages;
+  const int per_run = (1 << bit) / kCols;
+  for (int s = ptx::thread_index(); s < w.count / (kRadix * kCols); s += ptx::thread_count()) {
+    const int e = s / per_run * (kRadix << bit) + s % per_run * kCols;
+    int base[kBases];
+    LOWBIT_UNROLL
+    for (int i = 0; i < kBases; ++i) base[i] = Tile<kShared>::place(e + (i << bit));
+    const auto place = [&](int i) { return base[i % kBases] + (i / kBases * kBases << bit); };
+    float x[kCols][kRadix];
+    LOWBIT_UNROLL
+    for (int i = 0; i < kRadix; ++i) {
+      const auto v = w.tile.template load_at<kCols>(place(i));
+      LOWBIT_UNROLL
+      for (int c = 0; c < kCols; ++c) x[c][i] = v[c];
+    }
+    LOWBIT_UNROLL
+    for (int c = 0; c < kCols; ++c) butterflies<kBits>(x[c]);
+    if (!kQuantised && last && a.c.wide) {
+      LOWBIT_UNROLL
+      for (int i = 0; i < kRadix; ++i) {
+        float v[kCols];
+        LOWBIT_UNROLL
+        for (int c = 0; c < kCols; ++c) v[c] = ptx::mul_rn(x[c][i], a.p.scale);
+        store_elements(w.y(a), a.p.dtype, e + (i << bit), v, true);
+      }
+    } else {
+      if (kQuantised && last) {
+        LOWBIT_UNROLL
+        for (int c = 0; c < kCols; ++c) w.most = quantize::max_magnitude(w.most, x[c]);
+      }
+      LOWBIT_UNROLL
+      for (int i = 0; i < kRadix; ++i) {
+        ptx::Vector<float, kCols> v;
+        LOWBIT_UNROLL
+        for (int c = 0; c < kCols; ++c) v[c] = x[c][i];
+        w.tile.store_at(place(i), v);
+      }
+    }
+  }
+}
+
+template <int kBit, bool kQuantised, bool kShared>
+LOWBIT_DEVICE void some_bits(Work<kShared>& w, const Launch& a, int bit, int bits) {
+  if (bits == 1) later_pass<kBit, 1, kQuantised>(w, a, bit);
+  if (bits == 2) later_pass<kBit, 2, kQuantised>(w, a, bit);
+  if (bits == 3) later_pass<kBit, 3, kQuantised>(w, a, bit);
+  if (bits == 4) later_pass<kBit, 4, kQuantised>(w, a, bit);
+  if constexpr (kBit != 11)  // of 2^16, which no shared memory holds
+    if (bits == 5) later_pass<kBit, 5, kQuantised>(w, a, bit);
+}
+
+// Strides 256 and up: three bits at a time with four columns, at the end up to five.
+template <bool kQuantised, bool kShared>
+LOWBIT_DEVICE void later_stages(Work<kShared>& w, const Launch& a) {
+  for (int bit = kWarpStages, left = a.c.stages - kWarpStages; left > 0;) {
+    ptx::syncthreads();
+    const int bits = left <= 5 ? left : 3;
+    if constexpr (!kShared) some_bits<0, kQuantised>(w, a, bit, bits);
+    else if (bit == 8) some_bits<8, kQuantised>(w, a, bit, bits);
+    else some_bits<11, kQuantised>(w, a, bit, bits);
+    bit += bits, left -= bits;
+  }
+}
+
+// The K-factor. Unrolled ones write y directly, a column's neighbours being its warp's other lanes; those
+// that are quantised stay in the tile. The table one leaves its result in w.other.
+template <Mix kMix, bool kQuantised, bool kShared>
+LOWBIT_DEVICE void mix(Work<kShared>& w, const Launch& a) {
+  const Params& p = a.p;
+  const int stages = a.c.stages;
+  const auto put = [&](int e, float value) {
+    if constexpr (kQuantised) {
+      const float one[1] = {value};
+      w.most = quantize::max_magnitude(w.most, one);
+      w.tile.store_at(Tile<kShared>::place(e), ptx::Vector<float, 1>{{value}});
+    } else {
+      const float scaled[1] = {ptx::mul_rn(value, p.scale)};
+      store_elements(w.y(a), p.dtype, e, scaled, true);
+    }
+  };
+  if constexpr (kMix == Mix::kTable) {
+    w.most = mix_table<kQuantised>(w.tile, w.other, p.mix, w.count, int(p.order), stages);
+  } else if constexpr (kMix == Mix::kSmall) {
+    if (p.order == 12) mix_unrolled<12>(w.tile, w.count, stages, put);
+    if (p.order == 20) mix_unrolled<20>(w.tile, w.count, stages, put);
+    if (p.order == 28) mix_unrolled<28>(w.tile, w.count, stages, put);
+  } else if constexpr (kMix == Mix::kLarge) {
+    if (p.order == 36) mix_unrolled<36>(w.tile, w.count, stages, put);
+    if (p.order == 44) mix_unrolled<44>(w.tile, w.count, stages, put);
+    if (p.order == 52) mix_unrolled<52>(w.tile, w.count, stages, put);
+    if (p.order == 60) mix_unrolled<60>(w.tile, w.count, stages, put);
+  }
+}
+
+// Half a chunk at e of the tile, times the scale; zeros from `count` on. An odd n has blocks of one element.
+template <bool kShared>
+LOWBIT_DEVICE void get_scaled(const Work<kShared>& w, const Params& p, int e, int count, float* x) {
+  ptx::Vector<float, 4> v{};
+  if (p.n % 4 == 0) {
+    if (count > 0) v = w.tile.template load_at<4>(Tile<kShared>::place(e));
+  } else {
+    LOWBIT_UNROLL
+    for (int i = 0; i < 4; ++i)
+      if (i < count) v[i] = w.tile.template load_at<1>(Tile<kShared>::place(e + i))[0];
+  }
+  LOWBIT_UNROLL
+  for (int i = 0; i < 4; ++i) x[i] = ptx::mul_rn(v[i], p.scale);
+}
+
+// Rows of at most 1024, several per tile: each by a part of a warp, that holds it in registers.
+template <bool kShared>
+LOWBIT_DEVICE void quantize_short_rows(const Work<kShared>& w, const Launch& a) {
+  const quantize::Team& team = a.c.team;
+  const int n = int(a.p.n), row = ptx::thread_index() / team.size, thread = ptx::thread_index() % team.size;
+  const bool active = row < w.count / n;
+  const int begin = active ? row * n : 0, count = active ? n : 0;
+  const auto load = [&](float (&x)[4][kChunk], int) {
+    LOWBIT_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      const int k = (thread + c * team.size) * kChunk;
+      get_scaled(w, a.p, begin + k, count - k, x[c]);
+      get_scaled(w, a.p, begin + k + 4, count - k - 4, x[c] + 4);
+    }
+  };
+  quantize::quantize_rows<4, false>(a.p.to, team, a.c.chunks, n, w.index * a.c.tile_rows + row, active,
+                                    a.c.wide_codes, ptx::dynamic_smem<uint32_t>(), load);
+}
+
+// One row by the whole block; the largest magnitude is known from the last stage. Rounding is monotonic, so
+// the scaled maximum is the maximum of the scaled.
+template <bool kShared>
+LOWBIT_DEVICE void quantize_long_row(const Work<kShared>& w, const Launch& a) {
+  const Params& p = a.p;
+  const int n = int(p.n), threads = ptx::thread_count();
+  const int64_t row = w.index;
+  const uint32_t most = quantize::team_max(w.most, a.c.team, ptx::dynamic_smem<uint32_t>());
+  const float scaled = ptx::mul_rn(ptx::bit_cast<float>(most), p.scale);
+  const quantize::Scale s = quantize::scale_of(ptx::bit_cast<uint32_t>(scaled), p.to);
+  if (ptx::thread_index() == 0) ptx::st_global(p.to.scale + row, s.scale);
+  uint8_t* q = static_cast<uint8_t*>(p.to.q) + row * p.to.stride;
+  LOWBIT_NO_UNROLL
+  for (int first = 0; first < a.c.chunks; first += threads) {  // collective: whole warps go round
+    const int chunk = first + ptx::thread_index(), k = chunk * kChunk;
+    float x[kChunk];
+    get_scaled(w, p, k, n - k, x);
+    get_scaled(w, p, k + 4, n - k - 4, x + 4);
+    uint32_t code[2];
+    quantize::code_bytes(code, x, s.inverse, p.to);
+    quantize::store_codes(p.to, q, n, chunk, code, a.c.wide_codes, chunk < a.c.chunks);
+  }
+}
+
+template <bool kShared>
+LOWBIT_DEVICE Tile<kShared> buffer(const Launch& a, int index) {
+  if constexpr (kShared) {
+    return {ptx::dynamic_smem<float>() + (kScratchBytes / 4 + index * a.c.words)};
+  } else {
+    const int buffers = a.c.mix == Mix::kTable ? 2 : 1;
+    return {a.p.workspace + (int64_t(ptx::block_index_x()) * buffers + index) * a.c.words};
+  }
+}
+
+// Mix::kTable is the general one: it takes powers of two as well.
+template <bool kShared, Mix kMix, bool kQuantised>
+LOWBIT_DEVICE void transform_tile(const Launch& a, int64_t tile) {
+  const Params& p = a.p;
+  const int64_t left = p.rows * p.n - tile * a.c.tile;
+  Work<kShared> w{buffer<kShared>(a, 0), buffer<kShared>(a, 1), tile, int(left < a.c.tile ? left : a.c.tile),
+                  0};
+  first_stages<kQuantised>(w, a);
+  later_stages<kQuantised>(w, a);
+  ptx::syncthreads();
+  if (kMix != Mix::kNone && a.c.last == Last::kMix) {
+    mix<kMix, kQuantised>(w, a);
+    ptx::syncthreads();
+    if (kMix == Mix::kTable) w.tile = w.other;
+  }
+  if constexpr (kQuantised) {
+    if (a.c.long_row) quantize_long_row(w, a);
+    else quantize_short_rows(w, a);
+  } else if (a.c.last == Last::kMix ? kMix == Mix::kTable : a.c.last == Last::kLater && !a.c.wide) {
+    for (int begin = (ptx::thread_index() >> 5) * 1024; begin < a.c.words; begin += ptx::thread_count() * 32)
+      store_warp(w, a, begin);
+  }
+}
+
+template <bool kShared, Mix kMix, bool kQuantised>
+LOWBIT_KERNEL(kMaxThreads, kMix == Mix::kNone || kMix == Mix::kSmall ? 2 : 1)
+hadamard_kernel(const Launch a) {
+  if constexpr (kShared) {
+    transform_tile<kShared, kMix, kQuantised>(a, ptx::block_index_x());
+  } else {
+    for (int64_t tile = ptx::block_index_x(); tile < a.c.tiles; tile += ptx::grid_size_x()) {
+      ptx::syncthreads();  // of the last reads of the workspace
+      transform_tile<kShared, kMix, kQuantised>(a, tile);
+    }
+  }
+}
+
+}  // namespace lowbit::kernels::hadamard

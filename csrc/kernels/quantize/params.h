@@ -1,0 +1,49 @@
+// Per-token symmetric quantisation and the layouts of codes on CUDA: what the kernels take. No torch.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/device.h"
+#include "../common/dtype.h"
+
+namespace lowbit::kernels::quantize {
+
+enum class Codes : int32_t {
+  kPacked4,   // the public layout: uint8 [rows, ceil(k / 2)], low nibble = even k, value + 8; pad nibble 8
+  kInt8,      // int8 [rows, stride], zero past k; holds int4 values too (Hopper's int4 activations)
+  kOperand4,  // layout/operand4.h: what the sm_80 s4 GEMM reads, zero past k
+};
+
+// Where the codes of [rows, k] go.
+struct Output {
+  Codes codes;
+  int32_t bits;  // 4 or 8: qmax 7 or 127; kPacked4 and kOperand4 need 4
+  float clip;    // share of a row's largest magnitude that qmax stands for
+  void* q;
+  int64_t stride;  // bytes per row: ceil(k / 2); >= k; a multiple of 32 that is >= ceil(k / 2)
+  float* scale;    // [rows]
+};
+
+struct Params {
+  const void* x;  // [rows, k], row r at x + r * x_stride elements
+  DType dtype;
+  int64_t rows, k, x_stride;
+  const float* shift;  // [k] subtracted first, or null
+  Output to;
+};
+
+// Codes from one layout to another, exactly.
+struct ConvertParams {
+  Codes from;  // kPacked4 or kInt8 (values -8..7 where `to` has nibbles)
+  const void* x;
+  int64_t rows, k, x_stride;  // bytes
+  Codes to;
+  void* q;
+  int64_t stride;          // as in Output
+  uint32_t* out_of_range;  // null, or: incremented per row piece that holds a value outside -8..7
+};
+
+Error quantize_launch(const Params& p, const Device& device, Stream stream);
+Error convert_codes_launch(const ConvertParams& p, const Device& device, Stream stream);
+
+}  // namespace lowbit::kernels::quantize
