@@ -407,8 +407,8 @@ MUTANTS = [
     Mutant("hadamard_cuda", "kernels/hadamard/config.h", "c.chunks < 8 ? 4 : 8;", "4;"),
     # negative floats in order
     Mutant("kv_cache_cuda", _HEADS, "return bits ^ ((bits >> 31) & 0x7fffffff);", "return bits;"),
-    # infinity
-    Mutant("kv_cache_cuda", _HEADS, "r.most < 0x7f800000u", "r.most <= 0x7f800000u"),
+    # the zero point of a head that does not fit
+    Mutant("kv_cache_cuda", _HEADS, "a.scale = a.zero = 0x7e00;", "a.scale = 0x7e00;"),
     # a zero point that float16 cannot hold
     Mutant("kv_cache_cuda", _HEADS, "(a.zero & 0x7c00) != 0x7c00", "true"),
     Mutant("kv_cache_cuda", _HEADS, "ptx::sub_rn(high, low), 15.f", "ptx::sub_rn(high, low), 16.f"),
@@ -416,13 +416,8 @@ MUTANTS = [
     Mutant("kv_cache_cuda", _HEADS, "if (fits && s > 0.f)", "if (fits)"),
     # the pad of an odd head
     Mutant("kv_cache_cuda", _HEADS, "count ? 0xff : 0x0f", "count ? 0xff : 0xff"),
-    # two roundings
-    Mutant(
-        "kv_cache_cuda",
-        _HEADS,
-        "ptx::add_rn(ptx::mul_rn(code, scale), zero)",
-        "ptx::fma_rn(code, scale, zero)",
-    ),
+    # the scale for the zero point
+    Mutant("kv_cache_cuda", _HEADS, "uint16_t(params >> 16)", "uint16_t(params)"),
     # zeros past the head in its range
     Mutant("kv_cache_cuda", _HEADS, "if (begin + i < count)", "if (begin < count)"),
     # the last exchange between lanes

@@ -15,18 +15,15 @@ LOWBIT_DEVICE int32_t ordered(float x) { return ordered(ptx::bit_cast<int32_t>(x
 LOWBIT_DEVICE float unordered(int32_t key) { return ptx::bit_cast<float>(ordered(key)); }
 
 struct Range {
-  int32_t low, high;  // ordered
-  uint32_t most;      // largest magnitude as bits: NaN > infinity > finite
+  int32_t low, high;  // ordered: NaN and infinity lie at the ends
 };
 
 // Of the team, in all its lanes. Collective over the warp.
 LOWBIT_DEVICE Range team_range(Range r, int size) {
-  if (size == 32)
-    return {ptx::redux_sync_min_s32(r.low), ptx::redux_sync_max_s32(r.high), ptx::redux_sync_max_u32(r.most)};
+  if (size == 32) return {ptx::redux_sync_min_s32(r.low), ptx::redux_sync_max_s32(r.high)};
   for (int step = size / 2; step > 0; step /= 2) {
     const int32_t low = ptx::shfl_sync_xor(r.low, step), high = ptx::shfl_sync_xor(r.high, step);
-    const uint32_t most = ptx::shfl_sync_xor(r.most, step);
-    r = {low < r.low ? low : r.low, high > r.high ? high : r.high, most > r.most ? most : r.most};
+    r = {low < r.low ? low : r.low, high > r.high ? high : r.high};
   }
   return r;
 }
@@ -40,7 +37,7 @@ LOWBIT_DEVICE Affine affine_of(const Range& r, float clip) {
   const float low = ptx::mul_rn(unordered(r.low), clip), high = ptx::mul_rn(unordered(r.high), clip);
   Affine a{ptx::cvt_rn_f16_f32(ptx::div_rn(ptx::sub_rn(high, low), 15.f)), ptx::cvt_rn_f16_f32(low), 0.f,
            0.f};
-  const bool fits = r.most < 0x7f800000u && (a.scale & 0x7c00) != 0x7c00 && (a.zero & 0x7c00) != 0x7c00;
+  const bool fits = (a.scale & 0x7c00) != 0x7c00 && (a.zero & 0x7c00) != 0x7c00;
   if (!fits) a.scale = a.zero = 0x7e00;  // NaN
   const float s = ptx::cvt_f32_f16(a.scale);
   a.z = ptx::cvt_f32_f16(a.zero);
@@ -79,17 +76,14 @@ kv4_quantize_kernel(const Launch a) {
   const int count = active ? d : 0;
   const void* x = static_cast<const uint8_t*>(p.x) + (active ? row : 0) * d * size_of(p.dtype);
   float v[kChunk];
-  Range range{0x7fffffff, -0x7fffffff - 1, 0};
+  Range range{0x7fffffff, -0x7fffffff - 1};
   for (int round = 0; round < team.rounds; ++round) {
     const int begin = (thread + round * team.size) * kChunk;
     load_floats(v, x, p.dtype, begin, count, a.c.wide);
     LOWBIT_UNROLL
     for (int i = 0; i < kChunk; ++i) {
       const int32_t key = ordered(v[i]);
-      const uint32_t bits = ptx::bit_cast<uint32_t>(v[i]) & 0x7fffffffu;
-      if (begin + i < count)
-        range = {key < range.low ? key : range.low, key > range.high ? key : range.high,
-                 bits > range.most ? bits : range.most};
+      if (begin + i < count) range = {key < range.low ? key : range.low, key > range.high ? key : range.high};
     }
   }
   const Affine affine = affine_of(team_range(range, team.size), p.clip);
@@ -141,7 +135,7 @@ kv4_dequantize_kernel(const Launch a) {
       // 2^23 + code, less 2^23, is the code: no conversion instruction
       const float code =
           ptx::sub_rn(ptx::bit_cast<float>(0x4b000000u | ((word >> (4 * i)) & 15u)), 8388608.f);
-      v[i] = ptx::add_rn(ptx::mul_rn(code, scale), zero);
+      v[i] = ptx::fma_rn(code, scale, zero);  // the product has 15 bits: one rounding, as the contract's two
     }
     if (a.c.wide) store_chunk<true>(y, p.dtype, begin, d, v);
     else store_chunk<false>(y, p.dtype, begin, d, v);
