@@ -252,13 +252,6 @@ MUTANTS = [
     ),
     # the sums of another split
     Mutant("int_gemm_cuda", _EPILOGUE, "if (s == split) continue;", "if (s == splits - 1) continue;"),
-    # a ticket without the fence
-    Mutant(
-        "int_gemm_cuda",
-        _EPILOGUE,
-        "  ptx::threadfence();\n  team.sync();\n  if (t == 0)",
-        "  team.sync();\n  if (t == 0)",
-    ),
     # wgmma: the stage is released before it is multiplied
     Mutant("int_gemm_cuda", _WGMMA, "if (i > 0) release(ring, step - 1);", "release(ring, step);"),
     # wgmma: registers of A written while they are read
@@ -274,8 +267,6 @@ MUTANTS = [
     Mutant("int_gemm_cuda", _WGMMA, "x.plus_bytes(64 * half + 32)", "x.plus_bytes(64 * half + 16)"),
     # wgmma: the group scales of the other half
     Mutant("int_gemm_cuda", _WGMMA, "4 * team + slab, 2 * half + c,", "4 * team + slab, c,"),
-    # the last split is shorter
-    Mutant("int_gemm_cuda", _WGMMA, "return e < stages ? e : stages;", "return e;"),
     # rows whose inverse overflows
     Mutant("quantize_cuda", _CODES, "s.scale < 1.17549435e-38f", "s.scale <= 0.f"),
     # infinity
