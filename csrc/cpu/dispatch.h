@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "../numeric/dtype.h"
+
 namespace lowbit::cpu {
 
 // A Hadamard matrix H_K as the kernels use it: row j, four columns 4g..4g+3 at a time. Their signed sum is
@@ -15,8 +17,6 @@ struct MixTable {
   const uint8_t* combination;  // [K, K/4], 0..7
   const float* sign;           // [K, K/4], +-1
 };
-
-enum class DType : int32_t { f32, bf16, f16 };
 
 // Quantises rows of x [rows, k] (row r at x + r * x_stride elements), per token and symmetric.
 struct QuantizeParams {

@@ -5,11 +5,9 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define LOWBIT_FN static inline __host__ __device__
-#else
-#define LOWBIT_FN static inline
-#endif
+#include "host_device.h"
+
+#define LOWBIT_FN static LOWBIT_HOST_DEVICE
 
 namespace lowbit {
 

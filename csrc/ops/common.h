@@ -80,12 +80,10 @@ inline void check_shape(const Tensor& t, const Shape& want, const char* op, cons
   check(got == want, op, ": ", arg, " has shape ", text(got), ", expected ", text(want));
 }
 
-inline cpu::DType float_dtype(ScalarType t, const char* op, const char* arg) {
+inline DType float_dtype(ScalarType t, const char* op, const char* arg) {
   check(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half, op, ": ", arg,
         " has dtype ", name_of(t), ", expected float32, bfloat16 or float16");
-  return t == ScalarType::Float      ? cpu::DType::f32
-         : t == ScalarType::BFloat16 ? cpu::DType::bf16
-                                     : cpu::DType::f16;
+  return t == ScalarType::Float ? DType::f32 : t == ScalarType::BFloat16 ? DType::bf16 : DType::f16;
 }
 
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
@@ -104,6 +102,12 @@ inline Tensor empty(const Shape& shape, ScalarType dtype, int32_t device_type, i
 
 inline Tensor empty(const Shape& shape, ScalarType dtype) {
   return empty(shape, dtype, aoti_torch_device_type_cpu(), 0);
+}
+
+// The same on the device of `x`.
+inline Tensor empty_beside(const Tensor& x, const Shape& shape, ScalarType dtype) {
+  return x.is_cuda() ? empty(shape, dtype, aoti_torch_device_type_cuda(), x.get_device_index())
+                     : empty(shape, dtype);
 }
 
 // Workspace of `bytes` bytes, 64-byte aligned: on the stack where it is small, else from torch's allocator.

@@ -1,4 +1,4 @@
-#include "common.h"
+#include "hadamard.h"
 
 namespace lowbit::ops {
 namespace {
@@ -20,26 +20,11 @@ void run(const Tensor& x, Tensor& y, double scale, std::optional<int64_t> block,
   });
 }
 
-Tensor hadamard(const Tensor& x_in, double scale, std::optional<int64_t> block, bool transpose) {
-  float_dtype(x_in.scalar_type(), "hadamard", "x");
-  const Tensor x = as_contiguous(x_in);
-  Tensor y = empty(shape_of(x), x.scalar_type());
-  run(x, y, scale, block, transpose, "hadamard");
-  return y;
-}
-
-void hadamard_inplace(Tensor x, double scale, std::optional<int64_t> block, bool transpose) {
-  float_dtype(x.scalar_type(), "hadamard_", "x");
-  if (x.is_contiguous()) return run(x, x, scale, block, transpose, "hadamard_");
-  Tensor y = torch::stable::contiguous(x);
-  run(y, y, scale, block, transpose, "hadamard_");
-  torch::stable::copy_(x, y);
-}
-
 }  // namespace
 }  // namespace lowbit::ops
 
 STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
-  m.impl("hadamard", TORCH_BOX(&lowbit::ops::hadamard));
-  m.impl("hadamard_", TORCH_BOX(&lowbit::ops::hadamard_inplace));
+  using namespace lowbit::ops;
+  m.impl("hadamard", TORCH_BOX(&hadamard<run>));
+  m.impl("hadamard_", TORCH_BOX(&hadamard_inplace<run>));
 }

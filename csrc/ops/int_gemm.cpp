@@ -82,7 +82,7 @@ struct Layer : LinearLayer {
     check_depth(op, int8 || group_scale ? 131071 : 2097151);
   }
 
-  void run(Tensor& y, cpu::DType dtype) {
+  void run(Tensor& y, DType dtype) {
     p.y = y.mutable_data_ptr(), p.y_dtype = dtype;
     if (!p.m || !p.n) return;
     const cpu::Kernels& kernels = cpu::active();
@@ -111,7 +111,7 @@ Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, cons
   const OptTensor x_scale = check_x_scale(op, x_scale_in, rows.count);
   if (x_scale) layer.p.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
   const ScalarType out = out_dtype.value_or(ScalarType::Float);
-  const cpu::DType dtype = float_dtype(out, op, "out_dtype");
+  const DType dtype = float_dtype(out, op, "out_dtype");
   Tensor y = empty(output_shape(x, layer.p.n), out);
 
   const int64_t stride = (k + 7) / 8 * 8;
@@ -155,7 +155,7 @@ Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_
                       double clip, std::optional<int64_t> hadamard_block, const OptTensor& shift_in) {
   constexpr const char* op = "dynamic_linear";
   check_quantiser(op, activation_bits, clip);
-  const cpu::DType dtype = float_dtype(x_in.scalar_type(), op, "x");
+  const DType dtype = float_dtype(x_in.scalar_type(), op, "x");
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x");
   Layer layer(op, rows.count, rows.length, weight, w_scale, group_scale, bias);

@@ -61,9 +61,9 @@ struct Call {
     return kept.back().mutable_data_ptr();
   }
 
-  void run(Tensor& y, cpu::DType dtype, gemm::Codes codes) {
+  void run(Tensor& y, DType dtype, gemm::Codes codes) {
     if (!layer.m || !layer.n) return;
-    p.y = y.mutable_data_ptr(), p.out = kernels::DType(int(dtype));
+    p.y = y.mutable_data_ptr(), p.out = dtype;
     const gemm::Choice c = gemm::choose(p.m, p.n, p.k, kind, codes, on.device);
     p.splits = c.splits, p.stages_per_split = c.stages_per_split;
     if (c.splits > 1) {
@@ -95,7 +95,7 @@ Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, cons
   const OptTensor x_scale = check_x_scale(op, x_scale_in, rows.count);
   if (x_scale) call.p.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
   const ScalarType out = out_dtype.value_or(ScalarType::Float);
-  const cpu::DType dtype = float_dtype(out, op, "out_dtype");
+  const DType dtype = float_dtype(out, op, "out_dtype");
   Tensor y = empty_cuda(output_shape(x, call.layer.n), out, call.on.device.index);
 
   const gemm::Codes codes = gemm::codes_for(call.kind, packed ? 4 : 8, call.on.device.sm);
@@ -129,7 +129,7 @@ Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_
                       double clip, std::optional<int64_t> hadamard_block, const OptTensor& shift_in) {
   constexpr const char* op = "dynamic_linear";
   check_quantiser(op, activation_bits, clip);
-  const cpu::DType dtype = float_dtype(x_in.scalar_type(), op, "x");
+  const DType dtype = float_dtype(x_in.scalar_type(), op, "x");
   check_same_device(op, {"x", x_in},
                     {{"weight", weight},
                      {"w_scale", w_scale},
@@ -152,7 +152,7 @@ Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_
   call.p.x_scale = to.scale;
   std::optional<Transform> transform;
   if (hadamard_block && rows.length) transform = transform_of(rows.length, hadamard_block, false, op);
-  quantise_rows(op, x, rows, kernels::DType(int(dtype)), shift, transform, to, call.on);
+  quantise_rows(op, x, rows, dtype, shift, transform, to, call.on);
   call.run(y, dtype, codes);
   return y;
 }

@@ -7,7 +7,7 @@ namespace lowbit::ops {
 
 // Arguments of kv4_quantize, and the shapes of its results.
 struct Kv4Input {
-  cpu::DType dtype;
+  DType dtype;
   Tensor x;
   Rows rows;
   Shape packed, params;
@@ -29,7 +29,7 @@ struct Kv4Stored {
   Rows rows;
   Shape shape;
   ScalarType out;
-  cpu::DType dtype;
+  DType dtype;
 
   Kv4Stored(const char* op, const Tensor& packed_in, const Tensor& params_in,
             std::optional<ScalarType> out_dtype, std::optional<int64_t> d)

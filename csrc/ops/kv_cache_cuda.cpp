@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor> kv4_quantize(const Tensor& x, double clip) {
   Tensor packed = empty_cuda(in.packed, ScalarType::Byte, on.device.index);
   Tensor params = empty_cuda(in.params, ScalarType::Half, on.device.index);
   kv::Params p{};
-  p.x = in.x.const_data_ptr(), p.dtype = kernels::DType(int(in.dtype)), p.rows = in.rows.count;
+  p.x = in.x.const_data_ptr(), p.dtype = in.dtype, p.rows = in.rows.count;
   p.d = in.rows.length, p.clip = float(clip);
   p.packed = static_cast<uint8_t*>(packed.mutable_data_ptr());
   p.params = static_cast<uint16_t*>(params.mutable_data_ptr());
@@ -34,7 +34,7 @@ Tensor kv4_dequantize(const Tensor& packed_in, const Tensor& params_in, std::opt
   if (reinterpret_cast<uintptr_t>(params.const_data_ptr()) % 4) params = torch::stable::clone(params);
   Tensor y = empty_cuda(in.shape, in.out, on.device.index);
   kv::Params p{};
-  p.y = y.mutable_data_ptr(), p.dtype = kernels::DType(int(in.dtype)), p.rows = in.rows.count;
+  p.y = y.mutable_data_ptr(), p.dtype = in.dtype, p.rows = in.rows.count;
   p.d = in.shape.back();
   p.packed = const_cast<uint8_t*>(static_cast<const uint8_t*>(packed.const_data_ptr()));
   p.params = const_cast<uint16_t*>(static_cast<const uint16_t*>(params.const_data_ptr()));

@@ -7,7 +7,7 @@ namespace {
 std::tuple<Tensor, Tensor> quantize(const Tensor& x_in, int bits, double clip, const Transform& t,
                                     const char* op) {
   check_clip(op, clip);
-  const cpu::DType dtype = float_dtype(x_in.scalar_type(), op, "x");
+  const DType dtype = float_dtype(x_in.scalar_type(), op, "x");
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x");
   Shape q_shape = shape_of(x), scale_shape = q_shape;

@@ -9,7 +9,7 @@ namespace quant = kernels::quantize;
 std::tuple<Tensor, Tensor> quantize(const Tensor& x_in, int bits, double clip,
                                     const std::optional<Transform>& t, const char* op) {
   check_clip(op, clip);
-  const cpu::DType dtype = float_dtype(x_in.scalar_type(), op, "x");
+  const DType dtype = float_dtype(x_in.scalar_type(), op, "x");
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x");
   const OnDevice on(x, op);
@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor> quantize(const Tensor& x_in, int bits, double clip,
                          q.mutable_data_ptr(),
                          q_shape.back(),
                          static_cast<float*>(scale.mutable_data_ptr())};
-  quantise_rows(op, x, rows, kernels::DType(int(dtype)), std::nullopt, t, to, on);
+  quantise_rows(op, x, rows, dtype, std::nullopt, t, to, on);
   return {q, scale};
 }
 

@@ -51,7 +51,7 @@ inline void run_hadamard(const char* op, kernels::hadamard::Params& p, const Tra
 }
 
 // x [rows, length] contiguous -> to. block: as in transform_of; nothing = no transform.
-inline void quantise_rows(const char* op, const Tensor& x, const Rows& rows, kernels::DType dtype,
+inline void quantise_rows(const char* op, const Tensor& x, const Rows& rows, DType dtype,
                           const OptTensor& shift, const std::optional<Transform>& transform,
                           const kernels::quantize::Output& to, const OnDevice& on) {
   if (!rows.count) return;

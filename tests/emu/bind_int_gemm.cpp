@@ -86,14 +86,7 @@ LOWBIT_EMU_BIND(int_gemm) {
     const Device device = device_of(sm, sms);
     Params p{};
     p.m = int(y.shape(0)), p.n = int(y.shape(1)), p.k = k, p.group_shift = group == 32 ? 5 : group == 64 ? 6 : 7;
-    Choice c = choose(p.m, p.n, k, kind, codes, device);
-    if (splits > 0 && c.stages > 0) {
-      c.stages_per_split = ceil_div(c.stages, splits), c.splits = ceil_div(c.stages, c.stages_per_split);
-      const int64_t tiles = int64_t(c.row_tiles) * c.token_tiles;
-      c.blocks = int(tiles * c.splits), c.partial_words = tiles * c.splits * c.tile.rows * c.tile.tokens;
-      c.tickets = tiles * 2;
-      if (c.tile.kernel == Kernel::kWgmma && c.blocks > sms) c.blocks = sms;
-    }
+    const Choice c = choose(p.m, p.n, k, kind, codes, device, splits);
     p.x = bind::pointer<const uint8_t>(x), p.x_stride = x.strides(0), p.x_bytes = x_bytes;
     p.weight = bind::pointer<const uint8_t>(weight);
     p.w_scale = bind::pointer<const float>(w_scale), p.y = bind::pointer<void>(y);

@@ -61,18 +61,27 @@ SM90 = {
 }
 
 
+def apart(array):
+    """The same values with 8 KiB on either side that belong to no buffer: a step outside lands in no other."""
+    margin = 8192
+    room = np.zeros(array.nbytes + 2 * margin, np.uint8)
+    inside = room[margin : margin + array.nbytes].view(array.dtype).reshape(array.shape)
+    inside[...] = array
+    return inside
+
+
 def gemm_sm80(emulated, fault, seed, **options):
     rng = np.random.default_rng(seed)
-    x, w = (rng.integers(-128, 128, (n, 256)).astype(np.int8) for n in (50, 8))
-    y = np.zeros((50, 8), np.int32)
+    x, w = (apart(rng.integers(-128, 128, (n, 256)).astype(np.int8)) for n in (50, 8))
+    y = apart(np.zeros((50, 8), np.int32))
     report = emulated.fault_sm80(fault, x, w, y, {"seed": seed, **options})
     return np.array_equal(y, x.astype(np.int64) @ w.T.astype(np.int64)), report
 
 
 def gemm_sm90(emulated, fault, seed, **options):
     rng = np.random.default_rng(seed)
-    x, w = (rng.integers(-128, 128, (n, 640)).astype(np.int8) for n in (32, 64))
-    y = np.zeros((32, 64), np.int32)
+    x, w = (apart(rng.integers(-128, 128, (n, 640)).astype(np.int8)) for n in (32, 64))
+    y = apart(np.zeros((32, 64), np.int32))
     report = emulated.fault_sm90(fault, x, w, y, {"seed": seed, **options})
     return np.array_equal(y, x.astype(np.int64) @ w.T.astype(np.int64)), report
 

@@ -6,7 +6,7 @@
 
 #include "../../ptx/bits.h"
 #include "../../ptx/memory.h"
-#include "dtype.h"
+#include "../../numeric/dtype.h"
 
 namespace lowbit::kernels {
 

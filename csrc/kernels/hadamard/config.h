@@ -10,8 +10,6 @@
 
 namespace lowbit::kernels::hadamard {
 
-using quantize::ceil_div;
-
 constexpr int kMaxThreads = 512;
 constexpr int kFirstStages = 3;       // strides inside a chunk
 constexpr int kWarpStages = 8;        // and inside the 256 elements that a warp exchanges by itself

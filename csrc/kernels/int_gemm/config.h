@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "../../numeric/host_device.h"
+#include "../../numeric/ceil_div.h"
 #include "../common/device.h"
 #include "params.h"
 
@@ -62,8 +62,6 @@ struct Choice {
   int64_t partial_words, tickets;  // workspace, zero when splits = 1
 };
 
-LOWBIT_HOST_DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }  // a + b < 2^31
-
 // The s4 tensor cores take plain int4 weights and activations, on cards before Hopper (from there on ptxas
 // would emulate them); everything else is int8.
 constexpr Codes codes_for(Weight weight, int activation_bits, int sm) {
@@ -78,29 +76,34 @@ constexpr Tile tile_for(int m, int k, Codes codes, int sm) {
   return m <= 64 ? kMmaMiddle : kMmaLarge;
 }
 
-// Splits of K until every multiprocessor has its blocks, each split at least kLeast stages deep, and no split
-// empty. The sums are integers, so any number of splits gives the same bits.
-constexpr Choice choose(int m, int n, int k, Weight weight, Codes codes, const Device& device) {
+// Splits of K until every multiprocessor has its blocks, each split at least kLeast stages deep.
+constexpr int splits_for(int64_t tiles, int stages, int64_t slots) {
   constexpr int kLeast = 4, kMost = 16;
+  int64_t splits = tiles ? slots / tiles : 1;
+  if (splits > stages / kLeast) splits = stages / kLeast;
+  if (splits > kMost) splits = kMost;
+  return splits < 1 ? 1 : int(splits);
+}
+
+// What a card runs. `splits`: as many as that at most, none of them empty; 0 = by splits_for. The sums are
+// integers, so any number of splits gives the same bits.
+constexpr Choice choose(int m, int n, int k, Weight weight, Codes codes, const Device& device,
+                        int splits = 0) {
   Choice c{};
   c.tile = tile_for(m, k, codes, device.sm);
   c.row_tiles = ceil_div(n, c.tile.rows), c.token_tiles = ceil_div(m, c.tile.tokens);
   c.stages = ceil_div(k, kStageK);
   const int64_t tiles = int64_t(c.row_tiles) * c.token_tiles;
-  const int64_t slots = int64_t(device.multiprocessors) * c.tile.blocks_per_sm;
-  int64_t splits = tiles ? slots / tiles : 1;
-  if (splits > c.stages / kLeast) splits = c.stages / kLeast;
-  if (splits > kMost) splits = kMost;
-  if (splits < 1) splits = 1;
-  c.stages_per_split = ceil_div(c.stages, int(splits));
+  if (!splits) splits = splits_for(tiles, c.stages, int64_t(device.multiprocessors) * c.tile.blocks_per_sm);
+  c.stages_per_split = ceil_div(c.stages, splits);
   c.splits = c.stages_per_split ? ceil_div(c.stages, c.stages_per_split) : 1;
   c.shared = shared_bytes(c.tile, weight, codes);
   const int64_t items = tiles * c.splits;
-  c.blocks =
-      int(c.tile.kernel == Kernel::kWgmma && items > device.multiprocessors ? device.multiprocessors : items);
+  const bool wgmma = c.tile.kernel == Kernel::kWgmma;  // persistent
+  c.blocks = int(wgmma && items > device.multiprocessors ? device.multiprocessors : items);
   if (c.splits > 1) {
     c.partial_words = items * c.tile.rows * c.tile.tokens;
-    c.tickets = tiles * (c.tile.kernel == Kernel::kWgmma ? 2 : 1);
+    c.tickets = tiles * (wgmma ? 2 : 1);
   }
   return c;
 }

@@ -69,12 +69,12 @@ LOWBIT_DEVICE void stage_fragment(ptx::smem_ptr<int32_t> tile, int channel, int 
 
 constexpr int kWide = 4;  // neighbouring channels of a thread: 16 bytes of sums, a warp reads 512 in a row
 
-// Channels [0, valid) of `from`, the rest `other`.
-LOWBIT_DEVICE ptx::f32x4 load_channels(const float* from, int valid, bool wide, float other) {
+// Channels [0, valid) of `from`, the rest zero.
+LOWBIT_DEVICE ptx::f32x4 load_channels(const float* from, int valid, bool wide) {
   if (wide) return ptx::ld_global<ptx::Load::kNc>(reinterpret_cast<const ptx::f32x4*>(from));
   ptx::f32x4 v;
   LOWBIT_UNROLL
-  for (int i = 0; i < kWide; ++i) v[i] = i < valid ? ptx::ld_global<ptx::Load::kNc>(from + i) : other;
+  for (int i = 0; i < kWide; ++i) v[i] = i < valid ? ptx::ld_global<ptx::Load::kNc>(from + i) : 0.f;
   return v;
 }
 
@@ -97,9 +97,9 @@ LOWBIT_DEVICE void write_tile(const Team<kThreads>& team, const Params& p, ptx::
   const int first = team.thread() % kAcross * kWide, valid = p.n - row - first;
   if (valid <= 0) return;
   const bool wide = p.n % kWide == 0;  // then valid >= kWide, and every row of y and of the scales is aligned
-  const auto w_scale = load_channels(p.w_scale + row + first, valid, wide, 0.f);
+  const auto w_scale = load_channels(p.w_scale + row + first, valid, wide);
   ptx::f32x4 bias = {};
-  if (p.bias) bias = load_channels(p.bias + row + first, valid, wide, 0.f);
+  if (p.bias) bias = load_channels(p.bias + row + first, valid, wide);
   for (int t = team.thread() / kAcross; t < tokens && token + t < p.m; t += kThreads / kAcross) {
     const auto sums = ptx::ld_shared((tile + (t * (kRows + kPad) + first)).template as<ptx::s32x4>());
     const float x_scale = p.x_scale ? ptx::ld_global<ptx::Load::kNc>(p.x_scale + token + t) : 1.f;

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../common/dtype.h"
+#include "../../numeric/dtype.h"
 
 namespace lowbit::kernels::int_gemm {
 

@@ -6,7 +6,6 @@
 
 namespace lowbit::kernels::kv_cache {
 
-using quantize::ceil_div;
 using quantize::Team;
 
 // A thread holds one chunk of eight at a time: heads are short (64 to 256), and many.

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "../common/device.h"
-#include "../common/dtype.h"
+#include "../../numeric/dtype.h"
 
 namespace lowbit::kernels::kv_cache {
 

@@ -5,14 +5,13 @@
 // rounds and is read twice, the second time from L2.
 #pragma once
 
+#include "../../numeric/ceil_div.h"
 #include "params.h"
 
 namespace lowbit::kernels::quantize {
 
 constexpr int kMaxThreads = 1024;
 constexpr int kLongVectors = 2;  // the instances that know rounds
-
-inline constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Team {
   int32_t vectors;  // chunks a thread holds: 1, 2 or 4
