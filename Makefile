@@ -23,7 +23,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help demo test gpu bench simde nvcc clean distclean
 
 help:
-	@echo "make demo       quantise SmolLM2-135M and print the table (under 12 minutes on 2 cores)"
+	@echo "make demo       quantise SmolLM2-135M and print the table (under 15 minutes on 2 cores)"
 	@echo "make test       the tests; PYTEST_ARGS='-k hadamard' for some of them; CUDA=OFF without the CUDA kernels' audit"
 	@echo "make gpu        on a machine with a GPU: build, prove and bench the CUDA kernels; GPU_ARGS='--help'"
 	@echo "make bench      the kernel benchmarks against the installed peers; BENCH_ARGS='--help'"

@@ -1,5 +1,4 @@
-"""python -m bench linear | hadamard | quantize: checks each result, then times ours and the peers by turns.
-"""
+"""python -m bench linear | fp_gemm | hadamard | quantize: checks results, then times ours and the peers."""
 
 import argparse
 import sys
@@ -7,11 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from . import cuda_linear, cuda_rows, hadamard, linear, quantize, report
+from . import cuda_fp_gemm, cuda_linear, cuda_rows, fp_gemm, hadamard, linear, quantize, report
 
-_BENCHES = {"linear": linear, "hadamard": hadamard, "quantize": quantize}
+_BENCHES = {"linear": linear, "fp_gemm": fp_gemm, "hadamard": hadamard, "quantize": quantize}
 _CUDA = {
     "linear": (cuda_linear.run, {"shapes": "all", "rows": list(cuda_linear.ROWS)}),
+    "fp_gemm": (
+        cuda_fp_gemm.run,
+        {"shapes": "square,Llama-3-8B", "rows": list(cuda_fp_gemm.ROWS)},
+    ),
     "hadamard": (
         cuda_rows.run_hadamard,
         {"sizes": list(cuda_rows.SIZES), "dtypes": "float16", "megabytes": 256},

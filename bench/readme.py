@@ -1,13 +1,14 @@
-"""`python -m bench.readme`: rewrites the tables of README.md from the committed results.
+"""`python -m bench.readme`: rewrites the tables of README.md and docs/formats.md from the committed results.
 
 Between `<!-- table:NAME -->` and `<!-- /table:NAME -->`: `demo` from bench/results/quality-smollm2.json (a
-copy of what `make demo` wrote), `options` from bench/results/quality-smollm2-options.json, `linear` from
-bench/results/linear-cpu.json.
+copy of what `make demo` wrote), `options` and `float` from quality-smollm2-options.json and -float.json,
+`linear` from linear-cpu.json, `fp_gemm` from fp-gemm-cpu.json.
 """
 
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,7 @@ def _demo(report: dict) -> str:
     return _markdown(rows) + note
 
 
-def _options(report: dict) -> str:
+def _options(report: dict, file: str = "quality-smollm2-options.json") -> str:
     rows = [["method", "perplexity", "x fp32", "checkpoint, MB"]]
     for row in report["rows"]:
         if row["method"] != "fp32":
@@ -53,7 +54,7 @@ def _options(report: dict) -> str:
     return (
         _markdown(rows)
         + f"\n\nThe same model, texts and windows; commit {(report['commit'] or '')[:10]}; from "
-        "`bench/results/quality-smollm2-options.json`."
+        f"`bench/results/{file}`."
     )
 
 
@@ -89,27 +90,50 @@ def _linear(run: dict) -> str:
     )
 
 
+def _fp_gemm(run: dict) -> str:
+    points = {(p["n"], p["k"], p["m"]): p for p in run["points"]}
+    rows = [["N x K", "weights", *(f"M = {m}" for m in BATCHES)]]
+    for n, k in dict.fromkeys((p["n"], p["k"]) for p in run["points"]):
+        for name in run["summary"]:
+            cells = []
+            for m in BATCHES:
+                t = points[n, k, m]["ours"][name] if (n, k, m) in points else None
+                cells.append(f"{t['median'] * 1e3:.3g} ms, {t['ratio']['torch bf16']:.2f}x" if t else "")
+            rows.append([f"{n} x {k}", name.removeprefix("lowbit "), *cells])
+    env = run["environment"]
+    return (
+        _markdown(rows)
+        + "\n\nMedian time, and torch bf16's time over ours, interleaved; activations in bf16. "
+        f"{env['device']}, {env['threads']} threads, {env['isa']}; commit {(env['commit'] or '')[:10]}; from "
+        "`bench/results/fp-gemm-cpu.json`."
+    )
+
+
 def _tables() -> dict[str, tuple[str, Callable[[dict], str]]]:
     return {
         "demo": ("quality-smollm2.json", _demo),
         "options": ("quality-smollm2-options.json", _options),
+        "float": ("quality-smollm2-float.json", partial(_options, file="quality-smollm2-float.json")),
         "linear": ("linear-cpu.json", _linear),
+        "fp_gemm": ("fp-gemm-cpu.json", _fp_gemm),
     }
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
     for name, (file, render) in _tables().items():
         if not (RESULTS / file).exists():
             print(f"{name}: no bench/results/{file}, left as it is")
             continue
         table = render(json.loads((RESULTS / file).read_text()))
         pattern = re.compile(f"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)", re.DOTALL)
-        text, count = pattern.subn(lambda m, table=table: m[1] + table + "\n" + m[2], text)
-        if count != 1:
-            raise SystemExit(f"README.md: expected one place marked table:{name}, got {count}")
-    readme.write_text(text)
+        places = 0
+        for document in (ROOT / "README.md", ROOT / "docs/formats.md"):
+            old = document.read_text()
+            text, count = pattern.subn(lambda m, table=table: m[1] + table + "\n" + m[2], old)
+            document.write_text(text)
+            places += count
+        if not places:
+            raise SystemExit(f"README.md, docs/formats.md: expected a place marked table:{name}, got none")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "../numeric/dtype.h"
+#include "../numeric/format.h"
+#include "../numeric/fp4_table.h"
 
 namespace lowbit::cpu {
 
@@ -35,6 +37,19 @@ struct QuantizeParams {
   float* scale;  // [rows]
 };
 
+// Quantises rows of x [rows, k], contiguous, to FP4 codes.
+struct QuantizeFp4Params {
+  const void* x;
+  DType x_dtype;
+  int64_t k;
+  const float* power;  // [k] powers of two that multiply x first, or null
+  Format format;
+  float clip;
+  float fixed_scale;  // of every row, or 0: max |x| * clip / the format's largest value
+  uint8_t* q;         // [rows, ceil(k / 2)] nibbles
+  float* scale;       // [rows]
+};
+
 // y = scale * (H_K x H_two) x over each `order` = K * two of n; x and y [rows, n] contiguous, may be the same
 // memory.
 struct HadamardParams {
@@ -46,22 +61,50 @@ struct HadamardParams {
   float scale;
 };
 
-// y[m, n] = float(sum_k x[m, k] w[n, k]) * w_scale[n] (* x_scale[m]) (+ bias[n])
+// y[m, n] = float(sum_k x[m, k] w[n, k]) * (w_scale[n] * w_factor) (* x_scale[m]) (+ bias[n])
 struct GemmParams {
   int64_t m, n, k;
   const uint8_t* weight;       // tiles, layout/weight_tile.h
-  bool weight_int8;            // false: int4
+  bool weight_int8;            // false: nibbles
+  const Fp4Table* fp4;         // what the nibbles stand for, or null: int4
   const uint8_t* group_scale;  // [N/16, G, 16] in 1..16, or null
   int64_t group;               // k per group, multiple of 8; ignored without group_scale
   const int8_t* x;             // [m, x_stride]: codes, zero past k up to a multiple of 8
   int64_t x_stride;
-  int max_code;          // promised: |x| <= 8 (int4), 127 (quantize_int8) or 128 (any int8)
+  int max_code;  // promised: |x| <= 8 (int4), 127 (quantize_int8), 128 (any int8), or an Fp4Table's max
   const float* w_scale;  // [n]
+  float w_factor = 1;    // a power of two
   const float* x_scale;  // [m] or null
   const float* bias;     // [n] or null
   void* y;               // [m, n]
   DType y_dtype;
   int32_t* panels;  // workspace of gemm_panel_words(p) words, 64-byte aligned
+};
+
+// y[m, n] = (sum_k x[m, k] value(weight[n, k])) * w_scale[n] (+ bias[n]), groups weighted by their scales
+struct FpGemmParams {
+  int64_t m, n, k;
+  Format format;
+  const uint8_t* weight;       // tiles, layout/fp_tile.h
+  const uint8_t* group_scale;  // [N/16, G, 16] e8m0 or fp16, or null
+  bool scale_fp16;
+  int64_t group;  // k per group, 32, 64 or 128; ignored without group_scale
+  DType dtype;    // of x and y
+  const void* x;  // [m, k]
+  const float* w_scale;
+  const float* bias;  // [n] or null
+  void* y;            // [m, n]
+  float* panels;      // workspace of m * k floats, k rounded up to 8: rows by kFpRows, [k][row]
+  bool split;         // go through bf16: only where fp_prefers_split and every fp_pack agreed
+};
+
+// codes[i] = nearest code of a minifloat to x[i]
+struct EncodeParams {
+  const void* x;
+  DType dtype;
+  Format format;
+  bool ties_away;
+  uint8_t* codes;
 };
 
 struct Kv4Params {
@@ -79,12 +122,18 @@ struct Kernels {
   // scratch: gives the floats of workspace that one thread needs
   int64_t (*quantize_scratch)(const QuantizeParams&);
   void (*quantize_rows)(const QuantizeParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  void (*quantize_fp4_rows)(const QuantizeFp4Params&, int64_t row_begin, int64_t row_end);
   int64_t (*hadamard_scratch)(const HadamardParams&);
   void (*hadamard_rows)(const HadamardParams&, float* scratch, int64_t row_begin, int64_t row_end);
   int64_t (*gemm_panel_words)(const GemmParams&);
   int64_t (*gemm_panel_count)(const GemmParams&);
   void (*gemm_pack)(const GemmParams&, int64_t panel_begin, int64_t panel_end);
   void (*gemm_tiles)(const GemmParams&, int64_t tile_begin, int64_t tile_end);  // tiles of 16 channels
+  int64_t (*fp_panel_count)(const FpGemmParams&);
+  bool (*fp_prefers_split)(const FpGemmParams&);
+  bool (*fp_pack)(const FpGemmParams&, int64_t panel_begin, int64_t panel_end);
+  void (*fp_tiles)(const FpGemmParams&, int64_t tile_begin, int64_t tile_end);  // tiles of 16 channels
+  void (*encode_fp)(const EncodeParams&, int64_t begin, int64_t end);
   void (*kv4_quantize_rows)(const Kv4Params&, int64_t row_begin, int64_t row_end);
   void (*kv4_dequantize_rows)(const Kv4Params&, int64_t row_begin, int64_t row_end);
 };

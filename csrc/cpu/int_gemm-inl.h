@@ -24,7 +24,7 @@ struct Blocking {
 
 template <class Dot>
 static inline Blocking blocking(const GemmParams& p) {
-  const int64_t k8 = (p.k + 7) / 8, most = Dot::max_block(p.max_code) / 8;
+  const int64_t k8 = (p.k + 7) / 8, most = Dot::max_block(p.fp4 ? p.fp4->max : 8, p.max_code) / 8;
   // NOTE a group larger than the largest block is cut into several: each flush multiplies by its group's
   // scale
   int64_t block = p.group_scale ? p.group / 8 : k8;
@@ -42,6 +42,7 @@ static inline int64_t panel_words(const GemmParams& p, int64_t rows) {
 template <class Dot>
 static inline void pack_panel(const GemmParams& p, int64_t row, int64_t rows, int32_t* out) {
   const Blocking b = blocking<Dot>(p);
+  const int32_t zero = p.fp4 ? p.fp4->max : Dot::kZeroPoint;
   for (int64_t r = 0; r < rows; ++r) {
     const int8_t* x = p.x + (row + r) * p.x_stride;
     int32_t* block = out;
@@ -54,7 +55,7 @@ static inline void pack_panel(const GemmParams& p, int64_t row, int64_t rows, in
         if (Dot::kZeroPoint) s01 += a[0] + a[1], s23 += a[2] + a[3];
         Dot::pack_word(a, word);
       }
-      block[r] = Dot::correction(s01, s23);
+      block[r] = Dot::correction(zero, s01, s23);
       block += rows * (1 + 2 * (last - first) * Dot::kWordsPerK4);
     }
   }
@@ -62,11 +63,11 @@ static inline void pack_panel(const GemmParams& p, int64_t row, int64_t rows, in
 
 // acc[R][T] += 4 k of the panel's rows x T weight tiles
 template <class Dot, int kHalf, int R, int T>
-static inline void half_step(typename Dot::Block (&acc)[R][T], const uint8_t* weight, int64_t tile_stride,
-                             const int32_t* words) {
+static inline void half_step(typename Dot::Block (&acc)[R][T], const typename Dot::Table& table,
+                             const uint8_t* weight, int64_t tile_stride, const int32_t* words) {
   typename Dot::W w[T];
 #pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) w[t] = Dot::template unpack<kHalf>(weight + t * tile_stride);
+  for (int t = 0; t < T; ++t) w[t] = Dot::template unpack<kHalf>(table, weight + t * tile_stride);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -78,6 +79,7 @@ struct Work {
   Blocking b;
   const uint8_t* weight;  // first tile, at k = 0
   int64_t tile_bytes;
+  const Fp4Table* fp4;   // as in GemmParams
   const uint8_t* scale;  // [tiles][groups][16] of the same tiles, or null
   int64_t group_k8, scale_stride;
 };
@@ -87,6 +89,7 @@ struct Work {
 template <class Dot, int R, int T>
 static void multiply_panel(const Work& w, int64_t begin, int64_t end, const int32_t* panel, int32_t* total) {
   constexpr int kStep = R * Dot::kWordsPerK4;  // words per k4
+  const typename Dot::Table table(w.fp4);
   const uint8_t* s1 = w.scale ? w.scale + begin / w.group_k8 * tile::kN : kOnes;
   int64_t left = w.group_k8 - begin % w.group_k8;  // of the current scale group
   for (int64_t first = begin; first < end; first += w.b.block_k8) {
@@ -100,8 +103,8 @@ static void multiply_panel(const Work& w, int64_t begin, int64_t end, const int3
 
     const uint8_t* weight = w.weight + first * w.tile_bytes;
     for (int64_t k8 = first; k8 < last; ++k8, weight += w.tile_bytes, panel += 2 * kStep) {
-      half_step<Dot, 0>(acc, weight, w.b.k8 * w.tile_bytes, panel);
-      half_step<Dot, 1>(acc, weight, w.b.k8 * w.tile_bytes, panel + kStep);
+      half_step<Dot, 0>(acc, table, weight, w.b.k8 * w.tile_bytes, panel);
+      half_step<Dot, 1>(acc, table, weight, w.b.k8 * w.tile_bytes, panel + kStep);
     }
 
 #pragma GCC unroll 4
@@ -115,10 +118,11 @@ static void multiply_panel(const Work& w, int64_t begin, int64_t end, const int3
 
 template <class Out>
 static inline void epilogue(const GemmParams& p, const int32_t* total, int64_t m, int64_t n) {
-  // y = float(acc) * w_scale, * x_scale, + bias: three roundings, in this order, on every backend
+  // y = float(acc) * w_scale, * x_scale, + bias: three roundings, in this order, on every backend; the power
+  // of two of the codes goes into w_scale, which it does not round
   float w_scale[16] = {}, bias[16] = {};
   const int64_t valid = p.n - n < 16 ? p.n - n : 16;
-  for (int64_t i = 0; i < valid; ++i) w_scale[i] = p.w_scale[n + i];
+  for (int64_t i = 0; i < valid; ++i) w_scale[i] = p.w_scale[n + i] * p.w_factor;
   if (p.bias)
     for (int64_t i = 0; i < valid; ++i) bias[i] = p.bias[n + i];
   Out tail[16];
@@ -182,6 +186,7 @@ static void run_tiles(const GemmParams& p, int64_t tile_begin, int64_t tile_end)
             const Work w{b,
                          p.weight + (tile + t) * b.k8 * tile_bytes,
                          tile_bytes,
+                         p.fp4,
                          p.group_scale ? p.group_scale + (tile + t) * groups * tile::kN : nullptr,
                          p.group_scale ? p.group / 8 : b.k8,
                          p.group_scale ? groups * tile::kN : 0};
@@ -198,32 +203,44 @@ static void run_tiles(const GemmParams& p, int64_t tile_begin, int64_t tile_end)
   }
 }
 
-static int64_t gemm_panel_words(const GemmParams& p) {
-  const int64_t rows = p.weight_int8 ? Int8Dot::kRows : Int4Dot::kRows;
-  const int64_t words = p.weight_int8 ? panel_words<Int8Dot>(p, rows) : panel_words<Int4Dot>(p, rows);
-  return words * ((p.m + rows - 1) / rows);
-}
-
-static int64_t gemm_panel_count(const GemmParams& p) {
-  const int64_t rows = p.weight_int8 ? Int8Dot::kRows : Int4Dot::kRows;
-  return (p.m + rows - 1) / rows;
+// Calls f with the dot product that the codes need.
+template <class F>
+static inline auto with_dot(const GemmParams& p, const F& f) {
+  if (p.weight_int8) return f(Int8Dot{});
+  if (!p.fp4) return f(Int4Dot{});
+  // blocks shorter than four tiles would spend their time on setting up and adding up
+  return Fp4Dot::max_block(p.fp4->max, p.max_code) >= 32 ? f(Fp4Dot{}) : f(WideFp4Dot{});
 }
 
 template <class Dot>
-static inline void pack_panels(const GemmParams& p, int64_t begin, int64_t end) {
-  const int64_t full = panel_words<Dot>(p, Dot::kRows);
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t row = i * Dot::kRows, left = p.m - row;
-    pack_panel<Dot>(p, row, left < Dot::kRows ? left : Dot::kRows, p.panels + i * full);
-  }
+static inline int64_t panel_count(const GemmParams& p) {
+  return (p.m + Dot::kRows - 1) / Dot::kRows;
+}
+
+static int64_t gemm_panel_count(const GemmParams& p) {
+  return with_dot(p, [&](auto dot) { return panel_count<decltype(dot)>(p); });
+}
+
+static int64_t gemm_panel_words(const GemmParams& p) {
+  return with_dot(p, [&](auto dot) {
+    using Dot = decltype(dot);
+    return panel_words<Dot>(p, Dot::kRows) * panel_count<Dot>(p);
+  });
 }
 
 static void gemm_pack(const GemmParams& p, int64_t begin, int64_t end) {
-  p.weight_int8 ? pack_panels<Int8Dot>(p, begin, end) : pack_panels<Int4Dot>(p, begin, end);
+  with_dot(p, [&](auto dot) {
+    using Dot = decltype(dot);
+    const int64_t full = panel_words<Dot>(p, Dot::kRows);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i * Dot::kRows, left = p.m - row;
+      pack_panel<Dot>(p, row, left < Dot::kRows ? left : Dot::kRows, p.panels + i * full);
+    }
+  });
 }
 
 static void gemm_tiles(const GemmParams& p, int64_t begin, int64_t end) {
-  p.weight_int8 ? run_tiles<Int8Dot>(p, begin, end) : run_tiles<Int4Dot>(p, begin, end);
+  with_dot(p, [&](auto dot) { run_tiles<decltype(dot)>(p, begin, end); });
 }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

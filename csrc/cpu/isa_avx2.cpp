@@ -2,6 +2,7 @@
 #define LOWBIT_ISA avx2
 #include "vec_avx2.h"
 
+#include "fp_gemm-inl.h"
 #include "hadamard-inl.h"
 #include "int_gemm-inl.h"
 #include "kv_cache-inl.h"

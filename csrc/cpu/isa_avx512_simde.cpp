@@ -4,6 +4,7 @@
 #define LOWBIT_SIMDE
 #include "vec_avx512.h"
 
+#include "fp_gemm-inl.h"
 #include "hadamard-inl.h"
 #include "int_gemm-inl.h"
 #include "kv_cache-inl.h"

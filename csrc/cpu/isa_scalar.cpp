@@ -2,6 +2,7 @@
 #define LOWBIT_ISA scalar
 #include "vec_scalar.h"
 
+#include "fp_gemm-inl.h"
 #include "hadamard-inl.h"
 #include "int_gemm-inl.h"
 #include "kv_cache-inl.h"

@@ -1,6 +1,8 @@
-// Per-token symmetric quantisation, plain or after a Hadamard transform. Included once per instruction set.
+// Per-token symmetric quantisation, plain or after a Hadamard transform, and quantisation to FP4. Included
+// once per instruction set.
 #pragma once
 
+#include "../numeric/format.h"
 #include "dispatch.h"
 #include "hadamard-inl.h"
 
@@ -46,15 +48,21 @@ static inline void write_codes(const T* x, int64_t k, float inv, int qmax, int8_
   }
 }
 
-template <class T>
-static void quantize_row(const QuantizeParams& p, const T* x, int8_t* q, float* scale) {
-  const int qmax = p.bits == 4 ? 7 : 127;
-  const uint32_t bits = uint32_t(max_abs(x, p.k));
-  float s = bits_float(bits) * p.clip / float(qmax), inv = 0.f;
+// The scale of a row whose largest |x| has these bits; returns its inverse, or 0 where all codes are zero.
+static inline float finish_scale(uint32_t bits, float s, float* scale) {
+  float inv = 0.f;
   if (bits >= 0x7f800000u) s = bits_float(0x7fc00000u);  // NaN or inf in the row: scale NaN, codes 0
   else if (s < 1.17549435e-38f) s = 1.f;                 // a zero row, or one whose 1 / scale would overflow
   else inv = 1.f / s;
   *scale = s;
+  return inv;
+}
+
+template <class T>
+static void quantize_row(const QuantizeParams& p, const T* x, int8_t* q, float* scale) {
+  const int qmax = p.bits == 4 ? 7 : 127;
+  const uint32_t bits = uint32_t(max_abs(x, p.k));
+  const float inv = finish_scale(bits, bits_float(bits) * p.clip / float(qmax), scale);
   if (inv == 0.f) __builtin_memset(q, 0, size_t(p.k));
   else write_codes(x, p.k, inv, qmax, q);
 }
@@ -103,6 +111,63 @@ static void quantize_rows(const QuantizeParams& p, float* scratch, int64_t begin
   if (p.x_dtype == DType::f32) quantize_typed<float>(p, scratch, begin, end);
   if (p.x_dtype == DType::bf16) quantize_typed<bf16>(p, scratch, begin, end);
   if (p.x_dtype == DType::f16) quantize_typed<f16>(p, scratch, begin, end);
+}
+
+// ---- FP4 ----
+
+constexpr int64_t kFp4Block = 256;  // elements on their way from floats to nibbles
+
+// The next elements of a row, at most kFp4Block, as floats times their powers of two.
+template <class T>
+static inline int64_t read_block(const QuantizeFp4Params& p, const T* x, int64_t begin, float* y) {
+  const int64_t count = p.k - begin < kFp4Block ? p.k - begin : kFp4Block;
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t at = begin + i;
+    const bool whole = i + kLanes <= count;
+    V v = whole ? load(x + at) : load_some(x + at, count - i);
+    if (p.power) v = mul(v, whole ? load(p.power + at) : load_some(p.power + at, count - i));
+    store(y + i, v);
+  }
+  return count;
+}
+
+template <class F, class T>
+static void quantize_fp4_row(const QuantizeFp4Params& p, const T* x, uint8_t* q, float* scale) {
+  alignas(64) float y[kFp4Block];
+  uint8_t code[kFp4Block + 1];
+  uint32_t most = 0;  // largest |x| as integer bits
+  for (int64_t i = 0; i < p.k; i += kFp4Block) {
+    const uint32_t m = uint32_t(max_abs(y, read_block(p, x, i, y)));
+    most = m > most ? m : most;
+  }
+  const float dynamic = bits_float(most) * p.clip / F::kMax;
+  const float inv = finish_scale(most, p.fixed_scale > 0.f ? p.fixed_scale : dynamic, scale);
+  if (inv == 0.f) {
+    __builtin_memset(q, 0, size_t((p.k + 1) / 2));
+    return;
+  }
+  for (int64_t i = 0; i < p.k; i += kFp4Block, q += kFp4Block / 2) {
+    const int64_t count = read_block(p, x, i, y);
+    for (int64_t j = 0; j < count; j += kLanes) store_u8(code + j, encode<F>(mul(load(y + j), set1(inv))));
+    code[count] = 0;  // the pad nibble of an odd row
+    for (int64_t j = 0; j < (count + 1) / 2; ++j) q[j] = uint8_t(code[2 * j] | (code[2 * j + 1] << 4));
+  }
+}
+
+template <class T>
+static void quantize_fp4_typed(const QuantizeFp4Params& p, int64_t begin, int64_t end) {
+  with_minifloat(p.format, [&](auto format) {
+    using F = decltype(format);
+    if constexpr (F::kBits == 4)
+      for (int64_t r = begin; r < end; ++r)
+        quantize_fp4_row<F>(p, static_cast<const T*>(p.x) + r * p.k, p.q + r * ((p.k + 1) / 2), p.scale + r);
+  });
+}
+
+static void quantize_fp4_rows(const QuantizeFp4Params& p, int64_t begin, int64_t end) {
+  if (p.x_dtype == DType::f32) quantize_fp4_typed<float>(p, begin, end);
+  if (p.x_dtype == DType::bf16) quantize_fp4_typed<bf16>(p, begin, end);
+  if (p.x_dtype == DType::f16) quantize_fp4_typed<f16>(p, begin, end);
 }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -37,6 +37,9 @@ static inline R map(const A& a, F f) {
 #define _mm512_cvtepu8_epi32(a)                                         \
   (lowbit::cpu::simde_missing::map<int32_t, uint8_t, 16, simde__m512i>( \
       (a), [](uint8_t x) { return int32_t(x); }))
+#define _mm512_cvtepi16_epi32(a)                                        \
+  (lowbit::cpu::simde_missing::map<int32_t, int16_t, 16, simde__m512i>( \
+      (a), [](int16_t x) { return int32_t(x); }))
 #define _mm512_cvtepi32_epi16(a)                                        \
   (lowbit::cpu::simde_missing::map<int16_t, int32_t, 16, simde__m256i>( \
       (a), [](int32_t x) { return int16_t(x); }))

@@ -8,8 +8,22 @@ namespace lowbit::cpu::LOWBIT_ISA {
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    LOWBIT_STRING(LOWBIT_ISA), quantize_scratch, quantize_rows, hadamard_scratch, hadamard_rows,
-    gemm_panel_words,          gemm_panel_count, gemm_pack,     gemm_tiles,       kv4_quantize_rows,
+    LOWBIT_STRING(LOWBIT_ISA),
+    quantize_scratch,
+    quantize_rows,
+    quantize_fp4_rows,
+    hadamard_scratch,
+    hadamard_rows,
+    gemm_panel_words,
+    gemm_panel_count,
+    gemm_pack,
+    gemm_tiles,
+    fp_panel_count,
+    fp_prefers_split,
+    fp_pack,
+    fp_tiles,
+    encode_fp,
+    kv4_quantize_rows,
     kv4_dequantize_rows,
 };
 

@@ -17,6 +17,9 @@
 
 #include <cstdint>
 
+#include "../numeric/fp4_table.h"
+#include "../numeric/minifloat.h"
+
 namespace lowbit::cpu::LOWBIT_ISA {
 
 using V = __m512;
@@ -35,10 +38,10 @@ static inline V load(const bf16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(p)), 16));
 }
 static inline V join(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
-static inline V load(const f16* p) {
-  const __m256i h = load256(p);
+static inline V load_fp16(__m256i h) {
   return join(_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)));
 }
+static inline V load(const f16* p) { return load_fp16(load256(p)); }
 static inline void store(bf16* p, V v) {
   const __m512i u = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
@@ -105,6 +108,22 @@ static inline V to_codes(V x, V inv, V lo, V hi) {
 static inline void store_i8(int8_t* p, V codes) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(codes)));
 }
+template <class F>
+static inline I encode(V y) {  // Minifloat::encode, step by step
+  constexpr int kM = F::kM, kFirst = 128 - F::kExponentBias;
+  const I u = _mm512_castps_si512(y), top = _mm512_castps_si512(_mm512_set1_ps(F::kMax));
+  const I a = _mm512_min_epi32(_mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff)), top);
+  const I binade = _mm512_max_epi32(_mm512_srli_epi32(a, 23), _mm512_set1_epi32(kFirst));
+  const I power = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_set1_epi32(254 + kM), binade), 23);
+  const V steps = mul(_mm512_castsi512_ps(a), _mm512_castsi512_ps(power));
+  const I n = _mm512_castps_si512(add(steps, set1(8388608.f)));  // and the bits of 2^23
+  const I above = _mm512_slli_epi32(_mm512_sub_epi32(binade, _mm512_set1_epi32(kFirst)), kM);
+  const I code = _mm512_add_epi32(_mm512_sub_epi32(n, _mm512_set1_epi32(0x4b000000)), above);
+  return _mm512_or_si512(code, _mm512_slli_epi32(_mm512_srli_epi32(u, 31), F::kBits - 1));
+}
+static inline void store_u8(uint8_t* p, I codes) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes));
+}
 static inline __m512i load512(const void* p) { return _mm512_loadu_si512(static_cast<const __m512i*>(p)); }
 static inline __m512i widen_u8(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -114,30 +133,46 @@ static inline V from_u8(const uint8_t* p) { return _mm512_cvtepi32_ps(widen_u8(p
 
 // ---- integer dot products over a tile of 16 channels x 4 k: one vpdpbusd ----
 
+struct NoTable {
+  explicit NoTable(const Fp4Table*) {}
+};
+
 static inline void add_to(int32_t* total, __m512i v) {
   __m512i* t = reinterpret_cast<__m512i*>(total);
   _mm512_storeu_si512(t, _mm512_add_epi32(load512(t), v));
 }
 
-// The unsigned operand of vpdpbusd is the weight (nibble 0..15), the signed one the activation, so that the
-// activation can be broadcast from memory by the instruction itself. s32 sums may wrap on the way; the result
-// fits.
-struct Int4Dot {
+// The unsigned operand of vpdpbusd is the weight (nibble 0..15, or what kTable makes of it, 0..128), the
+// signed one the activation, so that the activation can be broadcast from memory by the instruction itself.
+// s32 sums may wrap on the way; the result fits.
+template <bool kTable>
+struct NibbleDot {
   static constexpr int kRows = 12, kTiles = 2, kWordsPerK4 = 1, kZeroPoint = 8;
+  struct Table {
+    __m512i v;
+    explicit Table(const Fp4Table* t) {
+      if constexpr (kTable) {
+        const __m128i value = _mm_loadu_si128(reinterpret_cast<const __m128i*>(t->value));
+        v = _mm512_broadcast_i32x4(_mm_add_epi8(value, _mm_set1_epi8(char(t->max))));
+      }
+    }
+  };
   struct Block {
     __m512i v;
   };
   struct W {
     __m512i v;
   };
-  static constexpr int64_t max_block(int) { return 512; }
+  static constexpr int64_t max_block(int, int) { return 512; }
   template <int kHalf>
-  static inline W unpack(const uint8_t* tile) {
+  static inline W unpack(const Table& table, const uint8_t* tile) {
     const __m512i mask = _mm512_set1_epi8(15), t = load512(tile);
-    return {_mm512_and_si512(kHalf ? _mm512_srli_epi16(t, 4) : t, mask)};
+    const __m512i nibbles = _mm512_and_si512(kHalf ? _mm512_srli_epi16(t, 4) : t, mask);
+    if constexpr (kTable) return {_mm512_shuffle_epi8(table.v, nibbles)};
+    return {nibbles};
   }
   static inline void pack_word(const int8_t* a, int32_t* out) { __builtin_memcpy(out, a, 4); }
-  static inline int32_t correction(int32_t s01, int32_t s23) { return -kZeroPoint * (s01 + s23); }
+  static inline int32_t correction(int32_t zero, int32_t s01, int32_t s23) { return -zero * (s01 + s23); }
   static inline void init(Block& b, const int32_t* corr) { b.v = _mm512_set1_epi32(*corr); }
   static inline void dot(Block& b, const W& w, const int32_t* a) {
     b.v = _mm512_dpbusd_epi32(b.v, w.v, _mm512_set1_epi32(*a));
@@ -146,20 +181,24 @@ struct Int4Dot {
     add_to(total, _mm512_mullo_epi32(b.v, widen_u8(s1)));
   }
 };
+using Int4Dot = NibbleDot<false>;
+using Fp4Dot = NibbleDot<true>;
+using WideFp4Dot = Fp4Dot;
 
 struct Int8Dot {
   static constexpr int kRows = 12, kTiles = 2, kWordsPerK4 = 1, kZeroPoint = 128;
   using Block = Int4Dot::Block;
   using W = Int4Dot::W;
-  static constexpr int64_t max_block(int) { return 512; }
+  using Table = NoTable;
+  static constexpr int64_t max_block(int, int) { return 512; }
   template <int kHalf>
-  static inline W unpack(const uint8_t* tile) {
+  static inline W unpack(const Table&, const uint8_t* tile) {
     return {
         _mm512_xor_si512(load512(tile + 64 * kHalf), _mm512_set1_epi8(char(0x80)))};  // w + 128 is unsigned
   }
   static inline void pack_word(const int8_t* a, int32_t* out) { __builtin_memcpy(out, a, 4); }
-  static inline int32_t correction(int32_t s01, int32_t s23) {
-    return int32_t(-uint32_t(kZeroPoint) * uint32_t(s01 + s23));
+  static inline int32_t correction(int32_t zero, int32_t s01, int32_t s23) {
+    return int32_t(-uint32_t(zero) * uint32_t(s01 + s23));
   }
   static inline void init(Block& b, const int32_t* corr) { Int4Dot::init(b, corr); }
   static inline void dot(Block& b, const W& w, const int32_t* a) { Int4Dot::dot(b, w, a); }
@@ -167,5 +206,44 @@ struct Int8Dot {
     Int4Dot::flush(total, b, s1);
   }
 };
+
+// ---- weight-only GEMM: 16 channels of 16-bit words, and of fp32 ----
+
+constexpr int kFpRows = 8;
+using Half = __m256i;
+static inline Half load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+template <int kBits>
+static inline Half shift_left(Half h) {
+  return kBits ? _mm256_slli_epi16(h, kBits) : h;
+}
+template <int kBits>
+static inline Half shift_right(Half h) {  // arithmetic
+  return _mm256_srai_epi16(h, kBits);
+}
+static inline Half mask(Half h, int bits) { return _mm256_and_si256(h, _mm256_set1_epi16(short(bits))); }
+static inline Half either(Half a, Half b) { return _mm256_or_si256(a, b); }
+using Wide = __m512;
+static inline Wide from_fp16(Half h) { return load_fp16(h); }
+static inline Wide from_s16(Half h) { return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(h)); }
+static inline Wide from_e8m0(const uint8_t* p) {  // code 0 is 2^-127, an fp32 subnormal
+  const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32(e, 23), _mm512_set1_epi32(0x00400000)));
+}
+using Split = Wide;  // one conversion widens all sixteen: nothing to gain by going through bf16
+constexpr bool kHasSplit = false;
+static inline bool prefers_split() { return false; }
+static inline void arrange(const Wide& w, Wide& to) { to = w; }
+static inline const Wide& in_order(const Wide& w) { return w; }
+static inline Wide times(const Wide& w, float) { return w; }
+static inline Wide zeros() { return _mm512_setzero_ps(); }
+static inline Wide load_wide(const float* p) { return load(p); }
+static inline void store_wide(float* p, const Wide& w) { store(p, w); }
+static inline void multiply_add(Wide& acc, const Wide& w, float x) { acc = _mm512_fmadd_ps(w, set1(x), acc); }
+static inline void add_scaled(float* sum, const Wide& acc, const Wide& scale) {
+  store(sum, _mm512_fmadd_ps(acc, scale, load(sum)));
+}
+static inline float to_float(float x) { return x; }
+static inline float to_float(bf16 x) { return bf16_to_float(x.bits); }
+static inline float to_float(f16 x) { return fp16_to_float(x.bits); }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

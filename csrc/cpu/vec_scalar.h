@@ -5,7 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../numeric/float16.h"
+#include "../numeric/fp4_table.h"
+#include "../numeric/minifloat.h"
 
 namespace lowbit::cpu::LOWBIT_ISA {
 
@@ -49,27 +50,45 @@ static inline int32_t lane_max_bits(I a) { return a; }
 // codes = rint(x * inv) clamped to [lo, hi]
 static inline V to_codes(V x, V inv, V lo, V hi) { return std::nearbyint(min(max(x * inv, lo), hi)); }
 static inline void store_i8(int8_t* p, V codes) { *p = int8_t(codes); }
+// codes of a Minifloat; never of NaN
+template <class F>
+static inline I encode(V y) {
+  return F::encode(y);
+}
+static inline void store_u8(uint8_t* p, I codes) { *p = uint8_t(codes); }
 static inline V from_i32(const int32_t* p) { return float(*p); }
 static inline V from_u8(const uint8_t* p) { return float(*p); }
 
 // ---- integer dot products over a tile of 16 channels x 4 k ----
 
-struct Int4Dot {
+struct NoTable {
+  explicit NoTable(const Fp4Table*) {}
+};
+
+// Nibbles that hold value + zero point (int4), or that a table turns into that (kTable).
+template <bool kTable>
+struct NibbleDot {
   static constexpr int kRows = 4, kTiles = 1, kWordsPerK4 = 1, kZeroPoint = 8;
+  struct Table {
+    uint8_t v[16];
+    explicit Table(const Fp4Table* t) {
+      for (int i = 0; i < 16; ++i) v[i] = uint8_t(kTable ? t->value[i] + t->max : i);
+    }
+  };
   struct Block {
     int32_t v[16];
   };
   struct W {
-    const uint8_t* p;
+    const uint8_t *p, *table;
     int shift;
   };
-  static constexpr int64_t max_block(int) { return 512; }
+  static constexpr int64_t max_block(int, int) { return 512; }
   template <int kHalf>
-  static inline W unpack(const uint8_t* tile) {
-    return {tile, 4 * kHalf};
+  static inline W unpack(const Table& table, const uint8_t* tile) {
+    return {tile, table.v, 4 * kHalf};
   }
   static inline void pack_word(const int8_t* a, int32_t* out) { memcpy(out, a, 4); }
-  static inline int32_t correction(int32_t s01, int32_t s23) { return -kZeroPoint * (s01 + s23); }
+  static inline int32_t correction(int32_t zero, int32_t s01, int32_t s23) { return -zero * (s01 + s23); }
   static inline void init(Block& b, const int32_t* corr) {
     for (int n = 0; n < 16; ++n) b.v[n] = *corr;
   }
@@ -77,26 +96,30 @@ struct Int4Dot {
     int8_t x[4];
     memcpy(x, a, 4);
     for (int n = 0; n < 16; ++n)
-      for (int i = 0; i < 4; ++i) b.v[n] += int32_t((w.p[4 * n + i] >> w.shift) & 15) * x[i];
+      for (int i = 0; i < 4; ++i) b.v[n] += int32_t(w.table[(w.p[4 * n + i] >> w.shift) & 15]) * x[i];
   }
   static inline void flush(int32_t* total, const Block& b, const uint8_t* s1) {
     for (int n = 0; n < 16; ++n) total[n] += b.v[n] * s1[n];
   }
 };
+using Int4Dot = NibbleDot<false>;
+using Fp4Dot = NibbleDot<true>;
+using WideFp4Dot = Fp4Dot;
 
 struct Int8Dot {
   static constexpr int kRows = 4, kTiles = 1, kWordsPerK4 = 1, kZeroPoint = 0;
+  using Table = NoTable;
   using Block = Int4Dot::Block;
   struct W {
     const int8_t* p;
   };
-  static constexpr int64_t max_block(int) { return 512; }
+  static constexpr int64_t max_block(int, int) { return 512; }
   template <int kHalf>
-  static inline W unpack(const uint8_t* tile) {
+  static inline W unpack(const Table&, const uint8_t* tile) {
     return {reinterpret_cast<const int8_t*>(tile) + 64 * kHalf};
   }
   static inline void pack_word(const int8_t* a, int32_t* out) { memcpy(out, a, 4); }
-  static inline int32_t correction(int32_t, int32_t) { return 0; }
+  static inline int32_t correction(int32_t, int32_t, int32_t) { return 0; }
   static inline void init(Block& b, const int32_t* corr) { Int4Dot::init(b, corr); }
   static inline void dot(Block& b, const W& w, const int32_t* a) {
     int8_t x[4];
@@ -108,5 +131,75 @@ struct Int8Dot {
     Int4Dot::flush(total, b, s1);
   }
 };
+
+// ---- weight-only GEMM: 16 channels of 16-bit words, and of fp32 ----
+
+constexpr int kFpRows = 4;
+struct Half {
+  uint16_t v[16];
+};
+struct Wide {
+  float v[16];
+};
+template <class F>
+static inline Half each(F f) {
+  Half h;
+  for (int n = 0; n < 16; ++n) h.v[n] = uint16_t(f(n));
+  return h;
+}
+static inline Half load_half(const void* p) {
+  Half h;
+  memcpy(&h, p, sizeof(h));
+  return h;
+}
+template <int kBits>
+static inline Half shift_left(Half h) {
+  return each([&](int n) { return h.v[n] << kBits; });
+}
+template <int kBits>
+static inline Half shift_right(Half h) {  // arithmetic
+  return each([&](int n) { return int16_t(h.v[n]) >> kBits; });
+}
+static inline Half mask(Half h, int bits) {
+  return each([&](int n) { return h.v[n] & bits; });
+}
+static inline Half either(Half a, Half b) {
+  return each([&](int n) { return a.v[n] | b.v[n]; });
+}
+template <class F>
+static inline Wide each_wide(F f) {
+  Wide w;
+  for (int n = 0; n < 16; ++n) w.v[n] = f(n);
+  return w;
+}
+static inline Wide from_fp16(Half h) {
+  return each_wide([&](int n) { return fp16_to_float(h.v[n]); });
+}
+static inline Wide from_s16(Half h) {
+  return each_wide([&](int n) { return float(int16_t(h.v[n])); });
+}
+static inline Wide from_e8m0(const uint8_t* p) {
+  return each_wide([&](int n) { return e8m0::decode(p[n]); });
+}
+using Split = Wide;  // one conversion widens all sixteen: nothing to gain by going through bf16
+constexpr bool kHasSplit = false;
+static inline bool prefers_split() { return false; }
+static inline void arrange(const Wide& w, Wide& to) { to = w; }
+static inline const Wide& in_order(const Wide& w) { return w; }
+static inline Wide times(const Wide& w, float) { return w; }
+static inline Wide zeros() { return Wide{}; }
+static inline Wide load_wide(const float* p) {
+  return each_wide([&](int n) { return p[n]; });
+}
+static inline void store_wide(float* p, const Wide& w) { memcpy(p, w.v, sizeof(w.v)); }
+static inline void multiply_add(Wide& acc, const Wide& w, float x) {
+  for (int n = 0; n < 16; ++n) acc.v[n] = std::fma(w.v[n], x, acc.v[n]);
+}
+static inline void add_scaled(float* sum, const Wide& acc, const Wide& scale) {
+  for (int n = 0; n < 16; ++n) sum[n] = std::fma(acc.v[n], scale.v[n], sum[n]);
+}
+static inline float to_float(float x) { return x; }
+static inline float to_float(bf16 x) { return bf16_to_float(x.bits); }
+static inline float to_float(f16 x) { return fp16_to_float(x.bits); }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

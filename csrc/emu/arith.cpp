@@ -1,7 +1,9 @@
 // Register arithmetic. Compiled with -ffp-contract=off.
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 
+#include "../numeric/float16.h"
 #include "machine.h"
 
 namespace lowbit::emu {
@@ -57,6 +59,49 @@ float rint_f32(float a) { return std::nearbyint(a); }
 float ex2(float a) {
   const float y = std::exp2(a);
   return y < FLT_MIN ? 0.0f : y;
+}
+
+namespace {
+
+// To fp32 by rounding to odd: a second rounding, to fp16 or bf16, then gives what one rounding would.
+float round_odd(double a) {
+  float f = float(a);
+  if (std::isnan(a) || double(f) == a) return f;
+  if (std::abs(double(f)) > std::abs(a)) f = std::nextafter(f, 0.f);
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  bits |= 1;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+template <class F>
+uint32_t each_half(F f) {
+  return uint32_t(f(0)) | uint32_t(f(16)) << 16;
+}
+
+// a + b in fp64 by rounding to odd: the error of the rounded sum is exact (Knuth's TwoSum).
+double sum_odd(double a, double b) {
+  const double sum = a + b, second = sum - a, error = (a - (sum - second)) + (b - second);
+  uint64_t bits;
+  memcpy(&bits, &sum, 8);
+  const bool keep = !std::isfinite(sum) || error == 0 || bits & 1;
+  return keep ? sum : std::nextafter(sum, error > 0 ? HUGE_VAL : -HUGE_VAL);
+}
+
+}  // namespace
+
+uint32_t sub_f16x2(uint32_t a, uint32_t b) {
+  return each_half([&](int s) {
+    const double x = fp16_to_float(uint16_t(a >> s)), y = fp16_to_float(uint16_t(b >> s));
+    return float_to_fp16(round_odd(x - y));  // the difference is exact
+  });
+}
+uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  return each_half([&](int s) {
+    const double x = bf16_to_float(uint16_t(a >> s)), y = bf16_to_float(uint16_t(b >> s));
+    return float_to_bf16(round_odd(sum_odd(x * y, bf16_to_float(uint16_t(c >> s)))));  // the product is exact
+  });
 }
 
 float cvt_rn_f32_s32(int32_t a) {

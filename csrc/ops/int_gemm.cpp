@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "../layout/weight_tile.h"
-#include "int_gemm.h"
+#include "int_gemm_cpu.h"
 
 namespace lowbit::ops {
 namespace {
@@ -67,38 +67,6 @@ Tensor prepack_group_scale(const Tensor& scale_in) {
   return tiles;
 }
 
-// A checked layer on the CPU.
-struct Layer : LinearLayer {
-  cpu::GemmParams p{};
-
-  template <class... Args>
-  explicit Layer(const char* op, const Args&... args) : LinearLayer(op, kCpuTiles, args...) {
-    p.m = m, p.k = k, p.n = n, p.weight_int8 = int8, p.group = group;
-    p.weight = static_cast<const uint8_t*>(weight.const_data_ptr());
-    p.w_scale = static_cast<const float*>(w_scale.const_data_ptr());
-    if (group_scale) p.group_scale = static_cast<const uint8_t*>(group_scale->const_data_ptr());
-    if (bias) p.bias = static_cast<const float*>(bias->const_data_ptr());
-    // the 32-bit sum of K products of at most 128 * 128 (or 8 * 128) in magnitude
-    check_depth(op, int8 || group_scale ? 131071 : 2097151);
-  }
-
-  void run(Tensor& y, DType dtype) {
-    p.y = y.mutable_data_ptr(), p.y_dtype = dtype;
-    if (!p.m || !p.n) return;
-    const cpu::Kernels& kernels = cpu::active();
-    Workspace panels(kernels.gemm_panel_words(p) * 4);
-    p.panels = panels.as<int32_t>();
-    const int64_t count = kernels.gemm_panel_count(p), per_panel = (p.m / count) * p.k + 1;
-    parallel(count, 1 + 65536 / per_panel,
-             [&](int64_t, int64_t begin, int64_t end) { kernels.gemm_pack(p, begin, end); });
-    // a piece of work below ~100k multiply-adds costs less than waking a thread
-    const int64_t per_tile = tile::kN * p.k * p.m + 1;
-    const int64_t tiles = tile::blocks(p.n, tile::kN);
-    parallel(tiles, 1 + 131072 / per_tile,
-             [&](int64_t, int64_t begin, int64_t end) { kernels.gemm_tiles(p, begin, end); });
-  }
-};
-
 Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, const OptTensor& x_scale_in,
                       const Tensor& weight, const Tensor& w_scale, const OptTensor& group_scale,
                       const OptTensor& bias, std::optional<ScalarType> out_dtype) {
@@ -106,7 +74,7 @@ Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, cons
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x_q");
   const int64_t k = packed ? 2 * rows.length : rows.length;
-  Layer layer(op, rows.count, k, weight, w_scale, group_scale, bias);
+  CpuLayer layer(op, rows.count, k, weight, w_scale, group_scale, bias);
   layer.p.max_code = packed ? 8 : 128;
   const OptTensor x_scale = check_x_scale(op, x_scale_in, rows.count);
   if (x_scale) layer.p.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
@@ -158,7 +126,7 @@ Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_
   const DType dtype = float_dtype(x_in.scalar_type(), op, "x");
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x");
-  Layer layer(op, rows.count, rows.length, weight, w_scale, group_scale, bias);
+  CpuLayer layer(op, rows.count, rows.length, weight, w_scale, group_scale, bias);
   Tensor y = empty(output_shape(x, layer.p.n), x.scalar_type());
 
   cpu::QuantizeParams q{};

@@ -21,6 +21,20 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
   m.def(
       "dynamic_linear(Tensor x, Tensor weight, Tensor w_scale, Tensor? group_scale=None, Tensor? bias=None, "
       "int activation_bits=8, float clip=1.0, int? hadamard_block=None, Tensor? shift=None) -> Tensor");
+  m.def("encode_fp(Tensor x, str format, bool ties_away=False) -> Tensor");
+  m.def("prepack_fp_weight(Tensor weight_packed, str format, int k) -> Tensor");
+  m.def("prepack_fp_group_scale(Tensor group_scale) -> Tensor");
+  m.def(
+      "fp_linear(Tensor x, Tensor weight, str format, Tensor w_scale, Tensor? group_scale=None, "
+      "Tensor? bias=None) -> Tensor");
+  m.def(
+      "quantize_fp4(Tensor x, str format, Tensor? scale=None, Tensor? exponent=None, float clip=1.0) -> "
+      "(Tensor, "
+      "Tensor)");
+  m.def(
+      "fp4_linear(Tensor x_q, str x_format, Tensor? x_scale, Tensor weight, str w_format, Tensor w_scale, "
+      "Tensor? "
+      "bias=None, ScalarType? out_dtype=None) -> Tensor");
   m.def("kv4_quantize(Tensor x, float clip=1.0) -> (Tensor, Tensor)");
   m.def("kv4_dequantize(Tensor packed, Tensor params, ScalarType? dtype=None, int? d=None) -> Tensor");
 }

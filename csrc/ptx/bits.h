@@ -172,6 +172,29 @@ LOWBIT_DEVICE float cvt_f32_f16(uint16_t a) {
 #endif
 }
 
+// sub.rn.f16x2 (9.7.4.2): a - b in both halves, subnormals kept.
+LOWBIT_DEVICE uint32_t sub_rn_f16x2(uint32_t a, uint32_t b) {
+#if !defined(LOWBIT_EMULATE)
+  uint32_t d;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+#else
+  return emu::sub_f16x2(a, b);
+#endif
+}
+
+// fma.rn.bf16x2 (9.7.4.4): a * b + c in both halves, one rounding, subnormals kept. sm_80 has no other
+// arithmetic on bf16 pairs: a product is a fma with -0.
+LOWBIT_DEVICE uint32_t fma_rn_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+#if !defined(LOWBIT_EMULATE)
+  uint32_t d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+#else
+  return emu::fma_bf16x2(a, b, c);
+#endif
+}
+
 // No instruction of its own below sm_90: bf16 is the upper half of a float.
 LOWBIT_DEVICE float cvt_f32_bf16(uint16_t a) { return bit_cast<float>(uint32_t(a) << 16); }
 

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from .nn import QuantizedLinear
 from .quantizers.calibration import build_module, calibrate
-from .quantizers.rtn import rtn
+from .quantizers.choice import quantize_weights
 from .recipes import Recipe
 from .transforms import DecoderLayout, OnlineHadamard, check_invariance, exact_logits, find_layout, rotate
 
@@ -26,8 +26,8 @@ def quantize(
 
     model: a transformers model in fp32, bf16, fp16 or fp64. recipe: a `Recipe`, or a name from
     `recipes.METHODS`. calibration: token ids, int64 [n, seq], or a list of sequences of any lengths; needed
-    by GPTQ, a mean shift and a searched clip (`recipe.needs_calibration`). progress: show a bar over the
-    layers.
+    by GPTQ, LLM-FP4, a mean shift and a searched clip (`recipe.needs_calibration`). progress: show a bar
+    over the layers.
 
     Rotated recipes need a pre-norm RMSNorm decoder (Llama, Mistral, Qwen2, Qwen3) and check that the rotation
     left the logits alone. Embeddings and lm_head stay in floating point. Layers are processed one at a time.
@@ -157,7 +157,7 @@ def _round_all(
         hook = online.get(linear)
         if hook is not None:
             hook.remove()
-        q = rtn(linear.weight.detach(), recipe.weight_bits, recipe.group_size)
+        (q,) = quantize_weights([linear.weight.detach()], recipe)
         bias = None if linear.bias is None else linear.bias.detach()
         model.set_submodule(name, build_module(q, linear, recipe, recipe.activation_clip, bias, hook))
         bar.update(1)

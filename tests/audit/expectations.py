@@ -4,6 +4,7 @@ A row is checked against every kernel whose demangled name holds `kernel`, for t
 loop is the innermost loop with most tensor instructions.
 """
 
+import itertools
 from dataclasses import dataclass, field
 
 
@@ -26,7 +27,8 @@ class Expect:
 
 
 def _int_gemm() -> list[Expect]:
-    """Tile x weights (0 int4, 1 int4 with group scales, 2 int8): integer instructions per tensor instruction.
+    """Tile x weights (0 int4, 1 int4 with group scales, 2 int8, 3 FP4): integer instructions per tensor
+    instruction.
 
     The floor is in csrc/kernels/int_gemm/README.md. A conditional call to the next instruction ("0x") is how
     ptxas rejoins a warp.
@@ -48,7 +50,11 @@ def _int_gemm() -> list[Expect]:
             )
         )
 
-    mma = {"Large": (3.0, 6.0, 1.8), "Middle": (2.4, 4.0, 2.0), "Small": (9.0, 16.0, 7.0)}
+    mma = {
+        "Large": (3.0, 6.0, 1.8, 5.5),
+        "Middle": (2.4, 4.0, 2.0, 5.7),
+        "Small": (9.0, 16.0, 7.0, 22.5),
+    }
     for tile, integers in mma.items():
         for weight, integer in enumerate(integers):
             kernel = rf"gemm_mma<.*kMma{tile},.*Weight\){weight}.*Codes\)0"
@@ -58,7 +64,7 @@ def _int_gemm() -> list[Expect]:
     for tile, integer in {"Large": 2.8, "Middle": 2.8, "Small": 13.5}.items():
         row(rf"gemm_mma<.*kMma{tile},.*Codes\)1", "sm_80", "IMMA.16864.S4.S4", integer, False)
     for tile, tokens in {"Large": 256, "Middle": 128, "Small": 64}.items():
-        for weight, integer in enumerate((14.0, 29.0, 8.0)):
+        for weight, integer in enumerate((14.0, 29.0, 8.0, 36.0)):
             kernel = rf"gemm_wgmma<.*kWgmma{tile}.*Weight\){weight}"
             row(kernel, "sm_90a", f"IGMMA.64x{tokens}x32.S8.S8", integer, weight == 1)
     return rows
@@ -76,6 +82,11 @@ def _rows() -> list[Expect]:
             name = rf"quantize::quantize_kernel<{kernel}>"
             rows.append(Expect(name, arch, 1, registers=registers, widths={"LDG": 128}, calls=calls))
         rows.append(Expect(r"quantize::quantize_kernel<2, false>", arch, 1, registers=64, calls=calls))
+        for kernel, registers in {"1, true": 40, "2, true": 64, "4, true": 64}.items():
+            name = rf"quantize::quantize_fp4_kernel<{kernel}>"
+            # the exponents of a chunk are two words, the scale that may be given is one
+            rows.append(Expect(name, arch, 1, registers=registers, widths={"LDG": 32}, calls=calls))
+        rows.append(Expect(r"quantize::quantize_fp4_kernel<2, false>", arch, 1, registers=64, calls=calls))
         rows.append(Expect(r"quantize::convert_codes_kernel", arch, 1, registers=64, calls=calls))
         for mix, registers in enumerate((64, 64, 128, 128)):  # none, K <= 28, K <= 60, table
             name = rf"hadamard_kernel<true, .*Mix\){mix},"
@@ -85,4 +96,46 @@ def _rows() -> list[Expect]:
     return rows
 
 
-EXPECTATIONS: list[Expect] = [*_int_gemm(), *_rows()]
+# Integer instructions per weight, all of the main loop (decoding, addresses and the loop itself):
+# format -> for fp16 (small, middle tile), for bf16.
+_FP_INTEGERS = {
+    "e3m2": ((2.0, 2.4), (1.7, 2.1)),
+    "e2m3": ((2.0, 2.4), (2.0, 2.4)),
+    "e2m1": ((1.8, 2.1), (2.15, 2.5)),
+    "e3m0": ((2.4, 2.75), (2.4, 2.75)),
+    "int4": ((1.3, 1.6), (1.3, 1.6)),
+}
+
+
+def _fp_gemm() -> list[Expect]:
+    """Weights x activations x tile x groups. A lane has 4 weights per tensor instruction in the small tile, 1
+    in the middle one. Floats in fp16 are not multiplied at all; bf16 takes one instruction for a pair, and so
+    does int4 (fp16: a subtraction). Group scales cost some instructions, for E8M0 and for fp16, of which a
+    launch executes one kind.
+    """
+    rows = []
+    for arch, (w, format), bf16, middle, grouped in itertools.product(
+        ("sm_80", "sm_90a"), enumerate(_FP_INTEGERS), (False, True), (False, True), (False, True)
+    ):
+        tile, per_tensor = ("kMiddle", 1) if middle else ("kSmall", 4)
+        pairs = per_tensor / 2 if bf16 or format == "int4" else 0
+        rows.append(
+            Expect(
+                rf"fp_gemm::gemm<.*{tile},.*Weight\){w}, .*Half\){int(bf16)}, {str(grouped).lower()}>",
+                arch,
+                1,
+                "HMMA.16816.F32.BF16" if bf16 else "HMMA.16816.F32",
+                registers=(255 if grouped else 192) if middle else 128,
+                loop_widths={"LDGSTS": 128, "LDSM": 128} | ({} if grouped else {"LDS": 128}),
+                integer_per_tensor=per_tensor * (_FP_INTEGERS[format][bf16][middle] + 0.5 * grouped),
+                per_tensor={"HFMA2": pairs, "HMUL2": pairs * bf16, "FMUL": 0.0},
+                calls="^0x",
+            )
+        )
+    for arch in ("sm_80", "sm_90a"):
+        for name, instances in (("dequantize", 10), ("finish", 2), ("encode", 5)):
+            rows.append(Expect(rf"fp_gemm::{name}_kernel<", arch, instances, registers=64, calls="rem|div"))
+    return rows
+
+
+EXPECTATIONS: list[Expect] = [*_int_gemm(), *_fp_gemm(), *_rows()]

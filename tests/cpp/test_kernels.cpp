@@ -86,6 +86,55 @@ static void test_gemm(const Kernels& scalar, const Kernels& isa) {
         }
 }
 
+constexpr Format kFp4[] = {Format::kE2M1, Format::kE1M2, Format::kE3M0};
+
+static void test_fp4_gemm(const Kernels& scalar, const Kernels& isa) {
+  for (const Format format : kFp4)
+    for (const int max_code : {7, 12, 64, 128})
+      for (const int64_t m : {1, 4, 5, 13})
+        for (const int64_t k : {1, 8, 33, 72, 520, 1030}) {
+          const int64_t n = 33, stride = tile::blocks(k, 8) * 8;
+          Buffer<uint8_t> w(tile::blocks(n, 16) * tile::blocks(k, 8) * tile::kInt4Bytes);
+          fill_bytes(w.p, w.size, -128, 127);
+          Buffer<float> w_scale(n), a(m * n), b(m * n);
+          fill(w_scale, 1.f);
+          Buffer<int8_t> x(m * stride);
+          fill_bytes(x.p, x.size, -max_code, max_code == 128 ? 127 : max_code);
+          if (m == 5)  // the extreme: every product has one sign
+            std::memset(x.p, -max_code, size_t(x.size)), std::memset(w.p, 0xff, size_t(w.size));
+          for (int64_t r = 0; r < m; ++r)
+            for (int64_t i = k; i < stride; ++i) x.p[r * stride + i] = 0;
+          GemmParams p{};
+          p.m = m, p.n = n, p.k = k, p.weight = w.p, p.fp4 = fp4_table(format), p.w_factor = 0.25f;
+          p.x = x.p, p.x_stride = stride, p.max_code = max_code, p.w_scale = w_scale.p,
+          p.y_dtype = DType::f32;
+          gemm(scalar, p, a), gemm(isa, p, b);
+          expect(a == b, isa.name, "gemm fp4", m, max_code, k);
+        }
+}
+
+static void test_fp4_rows(const Kernels& scalar, const Kernels& isa) {
+  for (const Format format : kFp4)
+    for (const int64_t k : {1, 7, 16, 33, 255, 256, 257, 600}) {
+      const int64_t rows = 4, bytes = (k + 1) / 2;
+      Buffer<float> x(rows * k), power(k), sa(rows), sb(rows);
+      fill(x, 3.f);
+      for (int64_t i = 0; i < k; ++i) power.p[i] = i % 3 ? 0.5f : 4.f;
+      std::memset(x.p, 0, size_t(k) * 4);  // a zero row
+      Buffer<uint8_t> qa(rows * bytes), qb(rows * bytes);
+      for (const int variant : {0, 1, 2, 3}) {  // powers, a given scale, both
+        QuantizeFp4Params p{};
+        p.x = x.p, p.k = k, p.power = variant & 1 ? power.p : nullptr, p.format = format, p.clip = 0.9f;
+        p.fixed_scale = variant & 2 ? 0.7f : 0.f;
+        p.q = qa.p, p.scale = sa.p;
+        scalar.quantize_fp4_rows(p, 0, rows);
+        p.q = qb.p, p.scale = sb.p;
+        isa.quantize_fp4_rows(p, 0, rows);
+        expect(qa == qb && sa == sb, isa.name, "quantize fp4", k, variant, int(format));
+      }
+    }
+}
+
 static void test_rows(const Kernels& scalar, const Kernels& isa) {
   for (const int64_t k : {1, 7, 8, 15, 16, 17, 33, 64, 80, 96, 128, 256, 576, 1024}) {
     const int64_t rows = 5;
@@ -142,6 +191,8 @@ int main() {
     if (!isa.supported) continue;
     test_gemm(*scalar, *isa.kernels);
     test_rows(*scalar, *isa.kernels);
+    test_fp4_gemm(*scalar, *isa.kernels);
+    test_fp4_rows(*scalar, *isa.kernels);
     std::printf("%s: done\n", isa.name);
   }
   std::printf("%d failures\n", failures);

@@ -26,9 +26,9 @@ void wgmma(const Params& p) {
 
 template <Weight kWeight, Codes kCodes>
 void (*mma_tile(int tokens))(const Params&) {
-  return tokens == 16   ? mma<MmaConfig<kMmaSmall, 4, kWeight, kCodes>>
-         : tokens == 64 ? mma<MmaConfig<kMmaMiddle, 4, kWeight, kCodes>>
-                        : mma<MmaConfig<kMmaLarge, 2, kWeight, kCodes>>;
+  return tokens == 16   ? mma<MmaConfig<kMmaSmall, kWeight, kCodes>>
+         : tokens == 64 ? mma<MmaConfig<kMmaMiddle, kWeight, kCodes>>
+                        : mma<MmaConfig<kMmaLarge, kWeight, kCodes>>;
 }
 
 template <Weight kWeight>
@@ -53,7 +53,15 @@ py::dict to_dict(const Choice& c, Codes codes, const Device& device) {
   return d;
 }
 
+// The table of "e2m1", "e1m2" or "e3m0", else null.
+const Fp4Table* table_of(const std::string& name) {
+  for (const Format f : {Format::kE2M1, Format::kE1M2, Format::kE3M0})
+    if (name == kFormatNames[int(f)]) return fp4_table(f);
+  return nullptr;
+}
+
 Weight weight_of(const std::string& name) {
+  if (table_of(name)) return Weight::kFp4;
   return name == "int4" ? Weight::kInt4 : name == "int4_group" ? Weight::kInt4Group : Weight::kInt8;
 }
 
@@ -80,7 +88,8 @@ LOWBIT_EMU_BIND(int_gemm) {
   // The kernel that `choose` picks on such a card, or the tile of `tokens` tokens if that is not zero.
   m.def("int_gemm", [](const std::string& weight_kind, bool operand4, int k, int group, py::array x, int x_bytes,
                        py::array weight, py::array group_scale, py::array w_scale, py::array x_scale, py::array bias,
-                       py::array y, const std::string& out, int sm, int sms, int splits, const py::dict& options) {
+                       py::array y, const std::string& out, int sm, int sms, int splits, double w_factor,
+                       const py::dict& options) {
     const Weight kind = weight_of(weight_kind);
     const Codes codes = operand4 ? Codes::kOperand4 : Codes::kInt8;
     const Device device = device_of(sm, sms);
@@ -89,6 +98,7 @@ LOWBIT_EMU_BIND(int_gemm) {
     const Choice c = choose(p.m, p.n, k, kind, codes, device, splits);
     p.x = bind::pointer<const uint8_t>(x), p.x_stride = x.strides(0), p.x_bytes = x_bytes;
     p.weight = bind::pointer<const uint8_t>(weight);
+    if (const Fp4Table* table = table_of(weight_kind)) p.set_fp4(*table, float(w_factor));
     p.w_scale = bind::pointer<const float>(w_scale), p.y = bind::pointer<void>(y);
     p.out = out == "float32" ? DType::f32 : out == "bfloat16" ? DType::bf16 : DType::f16;
     p.splits = c.splits, p.stages_per_split = c.stages_per_split;
@@ -110,6 +120,7 @@ LOWBIT_EMU_BIND(int_gemm) {
     config.max_smem_bytes = uint32_t(device.shared_bytes);
     const auto kernel = kind == Weight::kInt4        ? kernel_of<Weight::kInt4>(c.tile, codes)
                         : kind == Weight::kInt4Group ? kernel_of<Weight::kInt4Group>(c.tile, codes)
+                        : kind == Weight::kFp4       ? kernel_of<Weight::kFp4>(c.tile, codes)
                                                      : kernel_of<Weight::kInt8>(c.tile, codes);
     py::dict report = bind::run(config, options, buffers, [&] { kernel(p); });
     for (uint32_t t : tickets)

@@ -62,7 +62,7 @@ SM90 = {
 
 
 def apart(array):
-    """The same values with 8 KiB on either side that belong to no buffer: a step outside lands in no other."""
+    """The same values with 8 KiB of no buffer on either side: a step outside lands in no other array."""
     margin = 8192
     room = np.zeros(array.nbytes + 2 * margin, np.uint8)
     inside = room[margin : margin + array.nbytes].view(array.dtype).reshape(array.shape)

@@ -6,12 +6,14 @@ import pytest
 import torch
 from lowbit.reference import layout
 
-from tests.oracle import codec, compare
+from tests.oracle import codec, compare, fp4
 from tests.oracle import ops as oracle
 from tests.oracle.cases import MODEL_LAYERS
 
 EMPTY = np.zeros(0, np.float32)
-KINDS = ("int4", "int4_group", "int8", "s4")  # s4: int4 weights and activations on the s4 tensor cores
+FP4 = ("e2m1", "e1m2", "e3m0")
+# s4: int4 weights and activations on the s4 tensor cores; e3m0 stands for all of FP4, which one kernel serves
+KINDS = ("int4", "int4_group", "int8", "s4", "e3m0")
 # Llama-2-7B and 70B, Llama-3-70B, Qwen2.5-7B, Qwen3-8B
 MORE_LAYERS = [
     (4096, 4096), (11008, 4096), (4096, 11008), (8192, 8192), (28672, 8192), (8192, 28672), (1024, 8192),
@@ -25,6 +27,8 @@ OUT = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloa
 
 def pack_weight(codes, kind):
     """[N, K] codes -> bytes of the blocks [N/64][K/64]."""
+    if kind in FP4:
+        codes, kind = codes - 8, "int4"  # the same nibbles
     n, k = codes.shape
     w = np.zeros((-(-n // 64) * 64, -(-k // 64) * 64), np.int64)
     w[:n, :k] = codes
@@ -77,8 +81,8 @@ class Problem:
         self.weight = "int4" if kind == "s4" else kind
         self.group = group if kind == "int4_group" else 0
         self.m, self.n, self.k, self.out, self.s4 = m, n, k, out, kind == "s4"
-        low = {"int4": -8, "int4_group": -8, "int8": -128}[self.weight]
-        self.codes = rng.integers(low, -low, (n, k))
+        low, high = {"int8": (-128, 128)}.get(kind, (0, 16) if kind in FP4 else (-8, 8))
+        self.codes = rng.integers(low, high, (n, k))
         self.scales = rng.integers(1, 17, (n, -(-k // group))).astype(np.uint8) if self.group else None
         self.x = rng.integers(-8, 8, (m, k)) if self.s4 else rng.integers(-128, 128, (m, k))
         self.w_scale = rng.random(n).astype(np.float32) + np.float32(0.1)
@@ -86,8 +90,12 @@ class Problem:
         self.bias = rng.standard_normal(n).astype(np.float32) * 100 if bias else EMPTY
 
     def want(self):
-        w = oracle.integer_weight(self.codes, self.scales, self.group or None)
         scale, bias = (v if v.size else None for v in (self.x_scale, self.bias))
+        if self.weight in FP4:
+            return fp4.linear_exact(
+                self.x, "int8", scale, self.codes, self.weight, self.w_scale, bias, self.out
+            )
+        w = oracle.integer_weight(self.codes, self.scales, self.group or None)
         return oracle.linear_exact(self.x, scale, w, self.w_scale, bias, self.out)
 
     def run(self, emulated, sm, sms=4, splits=1, **options):
@@ -103,7 +111,7 @@ class Problem:
         report = emulated.int_gemm(
             self.weight, self.s4, self.k, self.group, aligned(x), x.shape[1] if self.s4 else self.k,
             *(aligned(a) for a in arrays), y.view(np.uint16) if self.out == "bfloat16" else y, self.out,
-            sm, sms, splits, options,
+            sm, sms, splits, 1 / fp4.STEPS.get(self.weight, 1), options,
         )  # fmt: skip
         return y, report
 
@@ -158,11 +166,24 @@ def test_edges(emulated, sm, kind, tokens, which, n, k):
 def test_exact_beyond_the_ring(emulated, sm, kind, tokens):
     """K past the depth of the pipeline, and the largest codes there are."""
     p = Problem(tokens_in(tokens, -1), 128, 8 * 128 + 64, kind, group=128)
-    p.codes[:] = p.codes.min()
+    p.codes[:] = 15 if kind in FP4 else p.codes.min()
     p.x[:] = p.x.min()
     if p.group:
         p.scales[:] = 16
     p.check(emulated, sm)
+
+
+@pytest.mark.parametrize("fmt", FP4)
+@pytest.mark.parametrize(("sm", "m"), [(80, 12), (80, 40), (80, 70), (90, 16), (90, 50), (90, 200)])
+def test_every_fp4_code(emulated, sm, m, fmt):
+    """All codes of all formats in every place of a word, against activations that tell the k apart."""
+    p = Problem(m, 80, 64, fmt)
+    p.codes[:] = (np.arange(80)[:, None] + 3 * np.arange(64)) % 16
+    p.check(emulated, sm)
+    for x_format in FP4:  # what becomes of packed FP4 activations
+        problem = Problem(m, 72, 200, fmt, seed=2)
+        problem.x = fp4.integers(problem.x % 16, x_format)
+        problem.check(emulated, sm)
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
@@ -177,14 +198,14 @@ def test_group_sizes(emulated, sm, m, group):
 @pytest.mark.parametrize(("sm", "m"), [(80, 9), (90, 150)])
 def test_epilogue(emulated, sm, m, out, x_scale, bias):
     """Static and dynamic scales, with and without bias, all output types, aligned and odd rows of y."""
-    for n in (68, 77):
-        Problem(m, n, 192, x_scale=x_scale, bias=bias, out=out).check(emulated, sm)
+    for n, kind in ((68, "int4"), (77, "int4"), (68, "e1m2"), (77, "e1m2")):
+        Problem(m, n, 192, kind, x_scale=x_scale, bias=bias, out=out).check(emulated, sm)
 
 
 @pytest.mark.parametrize("splits", [2, 3, 5])
 @pytest.mark.parametrize(("sm", "m"), [(80, 4), (80, 60), (80, 100), (90, 50), (90, 120), (90, 300)])
 def test_splits_of_k_give_the_same_bits(emulated, sm, m, splits):
-    for kind in ("int4", "int4_group"):
+    for kind in ("int4", "int4_group", "e2m1"):
         report = Problem(m, 130, 5 * 128 + 32, kind).check(emulated, sm, splits=splits)
         assert report["choice"]["splits"] >= 2
 

@@ -1,5 +1,8 @@
 """Each wrapper of csrc/ptx for sm_80 on random data against numpy."""
 
+import math
+from fractions import Fraction
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -153,6 +156,23 @@ def prmt(a, b, selector):
     return out
 
 
+def fma_bf16(a, b, c):
+    """a * b + c of bf16 bit patterns in rational arithmetic, rounded once to nearest even."""
+    x, y, z = (float(np.uint16(v).view(ml_dtypes.bfloat16)) for v in (a, b, c))
+    if not all(map(math.isfinite, (x, y, z))):
+        special = np.array(x, np.float64) * y + z
+        return 0x7FC0 if np.isnan(special) else 0x7F80 | (special < 0) << 15
+    exact = Fraction(x) * Fraction(y) + Fraction(z)
+    if not exact:  # the sign of zero: negative only if both terms are
+        return 0x8000 * (math.copysign(1, x) * math.copysign(1, y) < 0 and math.copysign(1, z) < 0)
+    size, sign = abs(exact), 0x8000 * (exact < 0)
+    exponent = max(size.numerator.bit_length() - size.denominator.bit_length() - 1, -126)
+    if size >= Fraction(2) ** (exponent + 1):
+        exponent += 1
+    steps = round(size / Fraction(2) ** (exponent - 7))  # Python rounds ties to even
+    return sign | min(max(exponent + 126, 0) * 128 + steps, 0x7F80)
+
+
 def signed(x, bits):
     x &= (1 << bits) - 1
     return x - (1 << bits) if x >> (bits - 1) else x
@@ -167,7 +187,7 @@ def test_bits(emulated):
     a[:16] = (np.arange(16) / 2 - 4).astype(np.float32).view(np.uint32)  # ties
     a[16:20] = np.array([3e9, -3e9, np.nan, np.inf], np.float32).view(np.uint32)
     b[:64] = (rng.standard_normal(64) * 10).astype(np.float32).view(np.uint32)
-    out = np.zeros((16, n), np.uint32)
+    out = np.zeros((18, n), np.uint32)
     emulated.bits(a, b, c, out, {})
     ints = [tuple(int(v) for v in t) for t in zip(a, b, c, strict=True)]
     assert out[0].tolist() == [prmt(x, y, z) for x, y, z in ints]
@@ -203,6 +223,13 @@ def test_bits(emulated):
         got = np.ascontiguousarray(out[row]).view(np.uint16).view(dtype).astype(np.float32).reshape(n, 2)
         expected = np.stack([fa, fb], 1).astype(dtype).astype(np.float32)
         assert np.array_equal(got, expected, equal_nan=True)
+    x, y, z = (np.ascontiguousarray(v).view(np.uint16) for v in (a, b, c))
+    got = np.ascontiguousarray(out[16]).view(np.float16)
+    # the difference of two fp16 is exact in fp64, and numpy rounds it once
+    expected = (x.view(np.float16).astype(np.float64) - y.view(np.float16)).astype(np.float16)
+    assert np.array_equal(got, expected, equal_nan=True)
+    got = np.ascontiguousarray(out[17]).view(np.uint16)
+    assert [int(v) for v in got] == [fma_bf16(*(int(v) for v in t)) for t in zip(x, y, z, strict=True)]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -116,6 +116,7 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
         Step("ops", [*pytest, *workers, "tests/ops"], 200, env=on_gpu, missing=no_pytest),
         Step("runtime", [*pytest, "tests/gpu/test_runtime.py"], 120, env=on_gpu, missing=no_pytest),
         bench("linear", 150),
+        bench("fp_gemm", 60),
         bench("hadamard", 60),
         bench("quantize", 60),
         *[sanitize(tool) for tool in ("memcheck", "racecheck", "synccheck")],

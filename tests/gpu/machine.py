@@ -13,7 +13,8 @@ OUTPUTS = {
     "wgmma": [3],
 }  # fmt: skip
 # Rows of `bits` that are floats: a NaN's payload is the machine's own.
-FLOAT_ROWS, HALF_ROWS = (6, 7, 8, 10, 13, 14, 15), (11, 12)
+FLOAT_ROWS = (6, 7, 8, 10, 13, 14, 15)
+HALF_ROWS = {11: "f16", 12: "bf16", 16: "f16", 17: "bf16"}
 
 
 class Gpu:
@@ -125,8 +126,8 @@ def assert_same(name: str, emulated: np.ndarray, gpu: np.ndarray) -> None:
     if name == "bits":
         for row in FLOAT_ROWS:
             different[row] &= ~(_nan(emulated[row], np.float32) & _nan(gpu[row], np.float32))
-        for row in HALF_ROWS:
-            different[row] = _halves_differ(emulated[row], gpu[row], "f16" if row == 11 else "bf16")
+        for row, kind in HALF_ROWS.items():
+            different[row] = _halves_differ(emulated[row], gpu[row], kind)
     where = [tuple(int(i) for i in index) for index in np.argwhere(different)]
     assert not where, (
         f"{name}: {len(where)} of {different.size} elements differ, first at {where[0]}: "

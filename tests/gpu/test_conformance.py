@@ -58,7 +58,7 @@ def test_random_fragments(emulated):
         emulated.warp(
             bits(rng, 32), rng.integers(0, 32, 32).astype(np.int32), np.zeros((12, 32), np.uint32), {}
         )
-        emulated.bits(bits(rng, 256), bits(rng, 256), bits(rng, 256), np.zeros((16, 256), np.uint32), {})
+        emulated.bits(bits(rng, 256), bits(rng, 256), bits(rng, 256), np.zeros((18, 256), np.uint32), {})
         sizes = rng.integers(0, 17, 32).astype(np.int32)
         emulated.cp_async(bits(rng, (32, 4)).view(np.uint8), sizes, np.zeros((4, 32, 16), np.uint8), {})
     assert getattr(emulated, "calls", 0) >= 25 * 7

@@ -10,6 +10,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from lowbit.nn import Int4Linear, QuantizedLinear
+from lowbit.recipes import Recipe
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -24,6 +25,12 @@ METHODS = [
     ("qwen2", "quarot gptq w4a8kv4 g32"),
     ("qwen3", "quarot gptq w4a4kv4 +shift"),
     ("llama odd", "quarot rtn w8a8"),
+    ("qwen2", "zeroquant fp6"),
+    ("llama", "mxfp4"),
+    ("mistral", "fp4 w4a16 g64"),
+    ("llama odd", "int4 w4a16 g128"),
+    ("qwen3", Recipe(weight_format="e2m1", activation_format="e2m1", rotate=True, kv_bits=4)),
+    ("qwen2", Recipe(weight_format="fp4", activation_bits=8)),
 ]
 
 
@@ -162,6 +169,69 @@ def test_edited_tensor_is_refused_by_name(copied, key, change, words):
         load(copied)
 
 
+FLOAT_DAMAGE = [
+    ("fp6 gptq e2m3", "weight_packed", lambda t: t[:, :-3].contiguous(), r"expected U8 \[48, 60\], got U8"),
+    ("fp6 gptq e2m3", "weight_meta", lambda t: t * 0 + 1, "expected format e2m3, got int4"),
+    ("fp4 w4a16 g64", "weight_group_scale", None, "missing tensor"),
+    ("fp4 w4a16 g64", "weight_group_scale", lambda t: t.float(), "expected F16 .* got F32"),
+    ("fp4 w4a16 g64", "weight_group_scale", lambda t: t * float("nan"), "expected finite scales above 0"),
+    ("mxfp4", "weight_group_scale", lambda t: t * 0 + 255, "expected E8M0 codes 0..254, got 144 of 255"),
+    ("mxfp4", "weight_group_scale", lambda t: t[:, :-1].contiguous(), r"expected U8 \[48, 3\], got U8"),
+    ("mxfp4", "weight_scale", lambda t: t * 0, "expected finite scales above 0"),
+]
+
+
+@pytest.mark.parametrize("recipe,key,change,words", FLOAT_DAMAGE)
+def test_edited_float_layer_is_refused_by_name(recipe, key, change, words, tmp_path):
+    quantised("llama", recipe).save_pretrained(tmp_path / "m")
+    file = tmp_path / "m/model.safetensors"
+    state = load_file(file)
+    tensor = state.pop(f"{LAYER}.{key}")
+    if change is not None:
+        state[f"{LAYER}.{key}"] = change(tensor)
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{LAYER}\.{key}: .*{words}"):
+        load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "edit,words",
+    [
+        ({"weight_format": "e4m3"}, "weight_format: expected one of int4, e3m2, .*got 'e4m3'"),
+        ({"weight_format": "e3m2"}, r"weight_packed: expected U8 \[48, 60\], got U8 \[48, 40\]"),
+        ({"scale_format": "e8m0"}, "scale_format: expected e8m0 for groups of 32"),
+        ({"scale_format": 3}, "scale_format: expected .* got 3"),
+        ({"weight_format": "e1m2"}, "weight_meta: expected format e1m2, got e2m1"),
+        ({"type": "int4"}, "expected the fields type, in_features, .*activation_bits.*, got "),
+        ({"type": "fp4"}, "expected the fields type, in_features, .*pre_shift, got "),
+    ],
+)
+def test_edited_float_config_is_refused(edit, words, tmp_path):
+    quantised("llama", "fp4 w4a16 g64").save_pretrained(tmp_path / "m")
+    file = tmp_path / "m/config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"]["modules"][LAYER] |= edit
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=words):
+        load(tmp_path / "m")
+
+
+def test_a_checkpoint_of_the_first_release_still_loads(saved, copied):
+    """Before there were float formats recipes had fewer fields; layers had the same."""
+    file = copied / "config.json"
+    config = json.loads(file.read_text())
+    recipe = config["quantization_config"]["recipe"]
+    for field in ("weight_format", "activation_format", "scale_format"):
+        assert recipe.pop(field) is None
+    assert set(config["quantization_config"]["modules"][LAYER]) == {
+        "type", "in_features", "out_features", "bias", "activation_bits", "group_size", "clip",
+        "input_hadamard", "mean_shift",
+    }  # fmt: skip
+    file.write_text(json.dumps(config))
+    ids = token_ids(2, 20)
+    compare.exact(logits(load(copied), ids), saved[1])
+
+
 def test_header_that_is_not_one(copied):
     file = copied / "model.safetensors"
     file.write_bytes(struct.pack("<Q", 40) + b"x" * 200)
@@ -184,10 +254,10 @@ def _set(*path_and_value):
     "edit,words",
     [
         (_set("format_version", 2), "format_version: expected 1, got 2"),
-        (_set("recipe", "weight_bits", 3), "weight_bits: expected one of 4, 8, got 3"),
+        (_set("recipe", "weight_bits", 3), "weight_bits: expected one of 4, 6, 8, got 3"),
         (_set("recipe", {"bits": 4}), "recipe: expected the fields .* got bits"),
         (_set("modules", {}), "modules: expected the quantised layers by name, got none"),
-        (_set("modules", LAYER, "type", "int5"), "type: expected one of int4, int8, got 'int5'"),
+        (_set("modules", LAYER, "type", "int5"), "type: expected one of int4, int8, .* fp4, got 'int5'"),
         (
             _set("modules", LAYER, "out_features", 96),
             rf"{LAYER}.weight_packed: expected U8 \[96, 40\], got U8 \[48, 40\]",

@@ -17,20 +17,28 @@ TESTS = {
     "int_gemm": ["tests/ops/test_linear.py", "tests/ops/test_dynamic_linear.py", "tests/ops/test_layout.py"],
     "hadamard": ["tests/ops/test_hadamard.py"],
     "quantize": ["tests/ops/test_quantize.py", "tests/ops/test_dynamic_linear.py"],
+    "fp4": ["tests/ops/test_fp4.py"],
+    "fp_gemm": ["tests/ops/test_fp_linear.py", "tests/ops/test_minifloat.py"],
     "kv_cache": ["tests/ops/test_kv_cache.py"],
     "int_gemm_cuda": ["tests/emu/test_int_gemm.py"],
-    "quantize_cuda": ["tests/emu/test_quantize.py"],
+    "fp_gemm_cuda": ["tests/emu/test_fp_gemm.py"],
+    "quantize_cuda": ["tests/emu/test_quantize.py", "tests/emu/test_quantize_fp4.py"],
     "hadamard_cuda": ["tests/emu/test_hadamard.py"],
     "kv_cache_cuda": ["tests/emu/test_kv_cache.py"],
 }
 # kernels that run under the emulator
-EMULATED = ("int_gemm_cuda", "quantize_cuda", "hadamard_cuda", "kv_cache_cuda")
+EMULATED = ("int_gemm_cuda", "quantize_cuda", "hadamard_cuda", "kv_cache_cuda", "fp_gemm_cuda")
 
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
+_FP, _FLOAT, _FP_TILE = "cpu/fp_gemm-inl.h", "numeric/minifloat.h", "layout/fp_tile.h"
 _MMA, _WGMMA = "kernels/int_gemm/sm80.cuh", "kernels/int_gemm/sm90.cuh"
 _UNPACK, _EPILOGUE = "kernels/int_gemm/unpack.cuh", "kernels/int_gemm/epilogue.cuh"
+_FP_MMA, _FP_EPILOGUE = "kernels/fp_gemm/sm80.cuh", "kernels/fp_gemm/epilogue.cuh"
+_FP_UNPACK, _FP_CODEC = "kernels/fp_gemm/unpack.cuh", "kernels/fp_gemm/codec.cuh"
 _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
+_FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
+_PLAN = "kernels/quantize/config.h"
 _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
 _HEADS = "kernels/kv_cache/sm80.cuh"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
@@ -58,7 +66,7 @@ MUTANTS = [
     # the group scale of the first group for all
     Mutant("int_gemm", _GEMM, "s1 += w.scale ? tile::kN : 0;", "s1 += 0;"),
     # an accumulator that overflows on the largest sums only
-    Mutant("int_gemm", _AVX2, "max_code <= 127 ? 64 : 32;", "64;"),
+    Mutant("int_gemm", _GEMM, "p.fp4->max : 8, p.max_code) / 8;", "p.fp4->max : 8, 127) / 8;"),
     Mutant(
         "int_gemm",
         _AVX2,
@@ -170,6 +178,25 @@ MUTANTS = [
         "_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);",
         "_MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);",
     ),
+    # FP4: blocks as long as those of int4
+    Mutant("fp4", _GEMM, "Dot::max_block(p.fp4 ? p.fp4->max : 8,", "Dot::max_block(8,"),
+    # int4's zero point
+    Mutant("fp4", _GEMM, "p.fp4 ? p.fp4->max : Dot::kZeroPoint", "Dot::kZeroPoint"),
+    # the power of two of the integers
+    Mutant("fp4", _GEMM, "p.w_scale[n + i] * p.w_factor", "p.w_scale[n + i]"),
+    Mutant("fp4", "ops/fp4.h", "(x ? x->int_scale : 1)", "2"),
+    # s16 sums of e3m0 times int8
+    Mutant("fp4", _GEMM, "p.max_code) >= 32 ?", "p.max_code) >= 4 ?"),
+    Mutant("fp4", _AVX2, "{ return -zero * (s01 + s23); }", "{ return -zero * s01; }"),
+    # half of the channels
+    Mutant("fp4", _AVX2, "_mm256_shuffle_epi8(table.v, w.b)}", "_mm256_shuffle_epi8(table.v, w.a)}"),
+    # codes of odd k
+    Mutant("fp4", "ops/fp4.cpp", "operands.x->value[from[i] >> 4]", "operands.x->value[from[i] & 15]"),
+    # quantising: the pad nibble, the second block of a row, the given scale, subnormal powers of two
+    Mutant("fp4", _QUANTIZE, "code[count] = 0;", "code[count] = 8;"),
+    Mutant("fp4", _QUANTIZE, "whole ? load(p.power + at)", "whole ? load(p.power + i)"),
+    Mutant("fp4", _QUANTIZE, "p.fixed_scale > 0.f ? p.fixed_scale : dynamic", "dynamic"),
+    Mutant("fp4", "ops/fp4.cpp", "0x00400000u >> (-127 - exponent)", "0x00400000u"),
     # scale and zero, their rounding, and the nibbles
     Mutant(
         "kv_cache",
@@ -267,6 +294,65 @@ MUTANTS = [
     Mutant("int_gemm_cuda", _WGMMA, "x.plus_bytes(64 * half + 32)", "x.plus_bytes(64 * half + 16)"),
     # wgmma: the group scales of the other half
     Mutant("int_gemm_cuda", _WGMMA, "4 * team + slab, 2 * half + c,", "4 * team + slab, c,"),
+    # FP4: a byte that borrows from the next, the upper four codes, the places of a word's codes
+    Mutant("int_gemm_cuda", _FP4, "(plus - minus + 0x80808080u) ^ 0x80808080u", "plus - minus"),
+    Mutant("int_gemm_cuda", _UNPACK, "w >> 16, turned >> 16)", "w >> 16, turned)"),
+    Mutant("int_gemm_cuda", _UNPACK, "ptx::prmt(first, second, 0x7531)", "ptx::prmt(first, second, 0x5731)"),
+    Mutant("int_gemm_cuda", _EPILOGUE, "w_scale[i] = ptx::mul_rn(w_scale[i], p.w_factor);", ""),
+    # FP4: the given scale, subnormal powers of two, saturation, exponents past the end of a row, signs
+    Mutant(
+        "quantize_cuda",
+        _CODES4,
+        "p.fixed_scale ? ptx::ld_global",
+        "!p.exponent && p.fixed_scale ? ptx::ld_global",
+    ),
+    Mutant("quantize_cuda", _CODES4, "e > -127 ?", "e >= -127 ?"),
+    Mutant("quantize_cuda", _CODES4, "bits < p.rounding.top ? bits", "bits <= 0x7f800000u ? bits"),
+    Mutant("quantize_cuda", _PLAN, "% 8 == 0 && p.k % 8 == 0)", "% 8 == 0 && p.k % 4 == 0)"),
+    Mutant("quantize_cuda", _FP4, "prmt(m.low, m.high, turned)", "prmt(m.low, m.high, codes)"),
+    # a wait too few
+    Mutant(
+        "fp_gemm_cuda", _FP_MMA, "cp_async_wait_group<C::kStages - 2>", "cp_async_wait_group<C::kStages - 1>"
+    ),
+    # the barrier between reading a stage and overwriting it
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_MMA,
+        "ptx::syncthreads();                          // for every thread",
+        "// for every thread",
+    ),
+    # x past the end of K
+    Mutant("fp_gemm_cuda", _FP_MMA, "x_left < 16 ? x_left : 16;", "16;"),
+    # the swizzle of the lanes that read
+    Mutant("fp_gemm_cuda", _FP_MMA, "(chunk ^ (k32 % 2 * 64))", "(chunk + (k32 % 2 * 64))"),
+    # channels past the end
+    Mutant("fp_gemm_cuda", _FP_MMA, "inside ? row / 64 + b : 0)", "row / 64 + b)"),
+    # the scale of the other half of the channels
+    Mutant("fp_gemm_cuda", _FP_MMA, "scale[s][i >> 1]", "scale[s][i & 1]"),
+    # a group's sums that go on into the next one
+    Mutant("fp_gemm_cuda", _FP_MMA, "    group = 0;\n", ""),
+    # the partial sums in the order of arrival
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_EPILOGUE,
+        "ptx::ld_global(place(from, s, j))",
+        "ptx::ld_global(place((from + split) % splits, s, j))",
+    ),
+    # the second roundings of the epilogue
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_EPILOGUE,
+        "v = ptx::add_rn(v, bias[i]);",
+        "v = ptx::fma_rn(v, 1.0000001f, bias[i]);",
+    ),
+    # a shift where bits wrap around
+    Mutant("fp_gemm_cuda", _FP_UNPACK, "return word << kBy | word >> (32 - kBy);", "return word << kBy;"),
+    # the last code of the zero point
+    Mutant(
+        "fp_gemm_cuda", _FP_UNPACK, "ptx::sub_rn_f16x2(u, 0x64086408u)", "ptx::sub_rn_f16x2(u, 0x64076408u)"
+    ),
+    # rows of the dequantised weight
+    Mutant("fp_gemm_cuda", _FP_CODEC, "r = 2 * i + lane / 16", "r = i + lane / 16"),
     # rows whose inverse overflows
     Mutant("quantize_cuda", _CODES, "s.scale < 1.17549435e-38f", "s.scale <= 0.f"),
     # infinity
@@ -427,4 +513,17 @@ MUTANTS = [
     ),
     # a head past the end
     Mutant("kv_cache_cuda", _HEADS, "if (row >= p.rows) return;", "if (row > p.rows) return;"),
+    # weight-only on the CPU: a group's scale, masks, the pieces of the last codes of a tile, the tail of K
+    Mutant("fp_gemm", _FP, "w, t, first / w.group_k8", "w, t, begin / w.group_k8"),
+    Mutant("fp_gemm", _FP, "Through::kFp16, 2, 0x9f00, 12>", "Through::kFp16, 2, 0x9e00, 12>"),
+    Mutant("fp_gemm", _FP, "Through::kBf16, 6, 0x81f0, 126>", "Through::kBf16, 6, 0x81e0, 126>"),
+    Mutant("fp_gemm", _FP, "shift_left<8>(row(1)), 0x0c00", "shift_left<8>(row(1)), 0x0800"),
+    Mutant("fp_gemm", _FP, "++k) out[k * stride] = 0;", "++k) out[k * stride] = NAN;"),
+    Mutant("fp_gemm", _FP, "kSplitLow = 0x1p-20f, kS", "kSplitLow = 0x1p-120f, kS"),
+    Mutant("fp_gemm", _FP, "D::kSplit && !p.group_scale ? kLower", "D::kSplit ? kLower"),
+    Mutant("fp_gemm", _FP_TILE, "k == 6 ? 2 : 0, 0, 2}}, 2};", "k == 6 ? 0 : 2, 0, 2}}, 2};"),
+    # the codec: ties, saturation, the first binade
+    Mutant("fp_gemm", _FLOAT, "float(q - below >= 0.5f)", "float(q - below > 0.5f)"),
+    Mutant("fp_gemm", _FLOAT, "a = bits < top ? bits :", "a = bits < 2 * top ? bits :"),
+    Mutant("fp_gemm", _FLOAT, "kFirst = 127 - kBias + 1;", "kFirst = 127 - kBias;"),
 ]

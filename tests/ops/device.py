@@ -48,6 +48,18 @@ def repack(tiles: Tensor, n: int) -> Tensor:
     return tiles
 
 
+def repack_fp(tiles: Tensor, fmt: str, n: int, k: int) -> Tensor:
+    """Tiles of a weight-only layer likewise."""
+    packed = ref.unprepack_fp_weight(tiles, fmt, n, k)
+    return torch.ops.lowbit.prepack_fp_weight(packed.to(TORCH_DEVICE), fmt, k)
+
+
+def repack_fp_group_scale(tiles: Tensor, n: int) -> Tensor:
+    """And their group scales."""
+    rows = ref.unprepack_fp_group_scale(tiles, n)
+    return torch.ops.lowbit.prepack_fp_group_scale(rows.to(TORCH_DEVICE))
+
+
 def repack_group_scale(tiles: Tensor, n: int) -> Tensor:
     """Group scales likewise."""
     if tiles.dim() != 3 or tiles.shape[0] != -(-n // 16) or tiles.dtype != torch.uint8:
@@ -63,7 +75,12 @@ def place(name: str, args: tuple) -> tuple:
     names = [a.name for a in getattr(torch.ops.lowbit, name).default._schema.arguments]
     placed = list(args)
     at = {key: i for i, key in enumerate(names) if i < len(args)}
-    if "weight" in at and "w_scale" in at and isinstance(args[at["w_scale"]], Tensor):
+    if name == "fp_linear":
+        x, tiles, fmt, w_scale, scale = (*args, None)[:5]
+        if tiles.dim() == 3 and tiles.device.type == "cpu":
+            placed[1] = repack_fp(tiles, fmt, w_scale.numel(), x.shape[-1])
+            placed[4:5] = [None if scale is None else repack_fp_group_scale(scale, w_scale.numel())]
+    elif "weight" in at and "w_scale" in at and isinstance(args[at["w_scale"]], Tensor):
         n = args[at["w_scale"]].numel()
         for key, how in (("weight", repack), ("group_scale", repack_group_scale)):
             if key in at and isinstance(args[at[key]], Tensor):

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 
+import lowbit.reference as ref
 import numpy as np
 import torch
 from torch import Tensor
 
-from tests.oracle import cases, codec, compare
+from tests.oracle import cases, codec, compare, fp4, minifloat
 from tests.oracle import hadamard as had
 from tests.oracle import ops as oracle
 
@@ -96,6 +97,68 @@ def _dynamic_linear() -> Iterator[Sample]:
         yield tuple(args), want
 
 
+def _quantize_fp4() -> Iterator[Sample]:
+    exponent = np.arange(-4, 13).astype(np.int8)
+    for x, fmt, scale, e, clip in (
+        (_x(3, 33), "e2m1", None, None, 0.9),
+        (_x(2, 3, 17, dtype=torch.bfloat16), "e1m2", None, exponent, 1.0),
+        (_x(3, 17), "e3m0", 0.3, exponent, 1.0),
+    ):
+        codes, s = fp4.quantize_exact(compare.to_numpy(x), fmt, scale, e, clip)
+        given = None if scale is None else torch.tensor([scale])
+        yield (x, fmt, given, None if e is None else torch.from_numpy(e), clip), (fp4.pack(codes), s)
+
+
+def _fp4_linear() -> Iterator[Sample]:
+    for case in (
+        fp4.Case(3, 20, 64, "e2m1", "e2m1", True),
+        fp4.Case(5, 33, 50, "int8", "e3m0", x_scale=False, out_dtype="bfloat16"),
+        fp4.Case(2, 7, 32, "e3m0", "e1m2", True, batch=(2,)),
+    ):
+        d = fp4.data(case)
+        x = d.x.astype(np.int8) if case.x_format == "int8" else fp4.pack(d.x)
+        tensors = [None if a is None else torch.from_numpy(a) for a in (d.x_scale, d.w_scale, d.bias)]
+        tiles, out = torch.from_numpy(fp4.weight_tiles(d.w)), getattr(torch, case.out_dtype)
+        args = (torch.from_numpy(x), case.x_format, tensors[0], tiles, case.w_format, *tensors[1:], out)
+        yield args, d.expected(case)
+
+
+def _encode_fp() -> Iterator[Sample]:
+    for x, fmt, away in ((_x(3, 33), "e3m2", False), (_x(2, 3, 5, dtype=torch.bfloat16), "e2m3", True)):
+        yield (x, fmt, away), minifloat.nearest(x.float().numpy(), fmt, away)
+
+
+_FP_CASES = (
+    minifloat.Case(3, 20, 72, "e3m2", 32, "float16", True, values="integers"),
+    minifloat.Case(2, 33, 70, "e2m1", None, "bfloat16", values="integers", batch=(2,)),
+    minifloat.Case(5, 16, 130, "int4", 64, "float16", values="integers"),
+)
+
+
+def _prepack_fp_weight() -> Iterator[Sample]:
+    for case in _FP_CASES:
+        packed = torch.from_numpy(minifloat.pack(minifloat.data(case).codes, case.format))
+        yield (packed, case.format, case.k), ref.prepack_fp_weight(packed, case.format, case.k).numpy()
+
+
+def _prepack_fp_group_scale() -> Iterator[Sample]:
+    for case in (_FP_CASES[0], _FP_CASES[2]):
+        scale = torch.from_numpy(minifloat.data(case).group_scale)
+        yield (scale,), ref.prepack_fp_group_scale(scale).numpy()
+
+
+def _fp_linear() -> Iterator[Sample]:
+    for case in _FP_CASES:
+        d = minifloat.data(case)
+        packed = torch.from_numpy(minifloat.pack(d.codes, case.format))
+        scale = None if d.group_scale is None else ref.prepack_fp_group_scale(torch.from_numpy(d.group_scale))
+        bias = None if d.bias is None else torch.from_numpy(d.bias)
+        dtype = getattr(torch, case.dtype)
+        x, tiles = torch.from_numpy(d.x).to(dtype), ref.prepack_fp_weight(packed, case.format, case.k)
+        want = torch.from_numpy(minifloat.expected(case, d)[0]).float().to(dtype)
+        yield (x, tiles, case.format, torch.from_numpy(d.w_scale), scale, bias), compare.to_numpy(want)
+
+
 def _kv4_quantize() -> Iterator[Sample]:
     codes, params = oracle.kv4_quantize_exact(_x(2, 3, 10).numpy(), 0.9)
     yield (_x(2, 3, 10), 0.9), (codec.pack_nibbles(codes - 8), params)
@@ -119,12 +182,18 @@ SAMPLES: dict[str, Callable[[], Iterator[Sample]]] = {
     "prepack_group_scale": _prepack_scale,
     "quantize_int4": _quantize(4),
     "quantize_int8": _quantize(8),
+    "quantize_fp4": _quantize_fp4,
     "hadamard": _hadamard,
     "hadamard_": _hadamard_in_place,
     "hadamard_quantize": _hadamard_quantize,
     "int4_linear": _linear(4),
     "int8_linear": _linear(8),
     "dynamic_linear": _dynamic_linear,
+    "fp4_linear": _fp4_linear,
+    "encode_fp": _encode_fp,
+    "prepack_fp_weight": _prepack_fp_weight,
+    "prepack_fp_group_scale": _prepack_fp_group_scale,
+    "fp_linear": _fp_linear,
     "kv4_quantize": _kv4_quantize,
     "kv4_dequantize": _kv4_dequantize,
 }

@@ -328,8 +328,9 @@ LOWBIT_DEVICE void quantize_short_rows(const Work<kShared>& w, const Launch& a) 
       get_scaled(w, a.p, begin + k + 4, count - k - 4, x[c] + 4);
     }
   };
-  quantize::quantize_rows<4, false>(a.p.to, team, a.c.chunks, n, w.index * a.c.tile_rows + row, active,
-                                    a.c.wide_codes, ptx::dynamic_smem<uint32_t>(), load);
+  quantize::quantize_rows<4, false>(quantize::IntegerCoder{a.p.to, n, a.c.wide_codes}, team, a.c.chunks,
+                                    w.index * a.c.tile_rows + row, active, ptx::dynamic_smem<uint32_t>(),
+                                    load);
 }
 
 // One row by the whole block; the largest magnitude is known from the last stage. Rounding is monotonic, so

@@ -28,6 +28,10 @@ constexpr Tile kWgmmaSmall{Kernel::kWgmma, 128, 64, 384, 10, 1};
 constexpr Tile kWgmmaMiddle{Kernel::kWgmma, 128, 128, 384, 6, 1};
 constexpr Tile kWgmmaLarge{Kernel::kWgmma, 128, 256, 384, 4, 1};
 
+// Of an mma tile's warps, how many share its channels; the others share its tokens. A warp decodes every
+// weight that it multiplies, so where decoding is dear (fp4) fewer of them should meet the same weight.
+constexpr int warps_across(const Tile& t, Weight w) { return t.tokens < 128 || w == Weight::kFp4 ? 4 : 2; }
+
 constexpr int kPad = 4;            // words between staged rows: 4 mod 16 keeps the D fragment off itself
 constexpr int kStagedTokens = 64;  // of a warpgroup of the wgmma kernel
 
@@ -63,7 +67,7 @@ struct Choice {
 };
 
 // The s4 tensor cores take plain int4 weights and activations, on cards before Hopper (from there on ptxas
-// would emulate them); everything else is int8.
+// would emulate them); everything else is int8, FP4 codes too.
 constexpr Codes codes_for(Weight weight, int activation_bits, int sm) {
   return activation_bits == 4 && weight == Weight::kInt4 && sm < 90 ? Codes::kOperand4 : Codes::kInt8;
 }

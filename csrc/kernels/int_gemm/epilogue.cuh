@@ -89,15 +89,19 @@ LOWBIT_DEVICE void store_channels(void* y, int64_t element, int valid, bool wide
 }
 
 // y of a staged tile: float(sum) * w_scale, * x_scale, + bias, three roundings in this order as on every
-// backend.
-template <int kRows, int kShift, int kThreads>
+// backend. The power of two of FP4 codes (kFactor) goes into w_scale, which it does not round.
+template <int kRows, int kShift, bool kFactor, int kThreads>
 LOWBIT_DEVICE void write_tile(const Team<kThreads>& team, const Params& p, ptx::smem_ptr<int32_t> tile,
                               int row, int token, int tokens) {
   constexpr int kAcross = kRows / kWide;  // threads of a token
   const int first = team.thread() % kAcross * kWide, valid = p.n - row - first;
   if (valid <= 0) return;
   const bool wide = p.n % kWide == 0;  // then valid >= kWide, and every row of y and of the scales is aligned
-  const auto w_scale = load_channels(p.w_scale + row + first, valid, wide);
+  auto w_scale = load_channels(p.w_scale + row + first, valid, wide);
+  if constexpr (kFactor) {
+    LOWBIT_UNROLL
+    for (int i = 0; i < kWide; ++i) w_scale[i] = ptx::mul_rn(w_scale[i], p.w_factor);
+  }
   ptx::f32x4 bias = {};
   if (p.bias) bias = load_channels(p.bias + row + first, valid, wide);
   for (int t = team.thread() / kAcross; t < tokens && token + t < p.m; t += kThreads / kAcross) {

@@ -9,12 +9,12 @@ namespace lowbit::kernels::int_gemm {
 namespace {  // one kernel and one launch function per file: under one name the linker would keep one of the
              // two
 
-template <const Tile& kTile, int kWarpsN, Weight kWeight, Codes kCodes>
-struct Compiled : MmaConfig<kTile, kWarpsN, kWeight, kCodes> {};
+template <const Tile& kTile, Weight kWeight, Codes kCodes>
+struct Compiled : MmaConfig<kTile, kWeight, kCodes> {};
 
-template <const Tile& kTile, int kWarpsN, Weight kWeight, Codes kCodes>
+template <const Tile& kTile, Weight kWeight, Codes kCodes>
 Error launch_one(const Params& p, const Choice& c, Stream stream) {
-  using C = Compiled<kTile, kWarpsN, kWeight, kCodes>;
+  using C = Compiled<kTile, kWeight, kCodes>;
   return launch(gemm_mma<C>, {c.blocks}, C::kThreads, c.shared, stream, p);
 }
 

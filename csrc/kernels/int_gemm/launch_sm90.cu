@@ -18,7 +18,7 @@ Error launch_wgmma(const Params& p, const Choice& c, Stream stream) {
 
 template <Weight kWeight>
 Error launch_weight(const Params& p, const Choice& c, Stream stream) {
-  if (c.tile.kernel == Kernel::kMma) return launch_one<kMmaSmall, 4, kWeight, Codes::kInt8>(p, c, stream);
+  if (c.tile.kernel == Kernel::kMma) return launch_one<kMmaSmall, kWeight, Codes::kInt8>(p, c, stream);
   if (c.tile.tokens == kWgmmaSmall.tokens) return launch_wgmma<kWgmmaSmall, kWeight>(p, c, stream);
   if (c.tile.tokens == kWgmmaMiddle.tokens) return launch_wgmma<kWgmmaMiddle, kWeight>(p, c, stream);
   return launch_wgmma<kWgmmaLarge, kWeight>(p, c, stream);
@@ -29,6 +29,7 @@ Error launch_weight(const Params& p, const Choice& c, Stream stream) {
 Error launch_sm90(const Params& p, const Choice& c, Weight weight, Stream stream) {
   if (weight == Weight::kInt4) return launch_weight<Weight::kInt4>(p, c, stream);
   if (weight == Weight::kInt4Group) return launch_weight<Weight::kInt4Group>(p, c, stream);
+  if (weight == Weight::kFp4) return launch_weight<Weight::kFp4>(p, c, stream);
   return launch_weight<Weight::kInt8>(p, c, stream);
 }
 

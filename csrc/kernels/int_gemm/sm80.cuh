@@ -17,9 +17,10 @@
 namespace lowbit::kernels::int_gemm {
 
 // kWarpsN x kWarpsM warps share the tile: channels x tokens.
-template <const Tile& kTile, int kWarpsN, Weight kWeightOf, Codes kCodesOf>
+template <const Tile& kTile, Weight kWeightOf, Codes kCodesOf>
 struct MmaConfig {
   static constexpr Weight kWeight = kWeightOf;
+  static constexpr int kWarpsN = warps_across(kTile, kWeight);
   static constexpr Codes kCodes = kCodesOf;
   static constexpr bool kS4 = kCodes == Codes::kOperand4;
   static constexpr int kRows = kTile.rows, kTokens = kTile.tokens, kThreads = kTile.threads;
@@ -156,6 +157,8 @@ LOWBIT_DEVICE void multiply(Sums<C>& sums, const Params& p, ptx::smem_ptr<uint8_
           uint32_t s1[2];
           load_group_scale(stage.plus_bytes(C::kScaleAt), first_slab + s, 2 * half + c, p.group_shift, s1);
           slab[s].fragment(c, a, s1);
+        } else if constexpr (C::kWeight == Weight::kFp4) {
+          slab[s].fragment(c, a, p.fp4());
         } else {
           slab[s].fragment(c, a);
         }
@@ -217,7 +220,7 @@ gemm_mma(const Params p) {
     stage_fragment<C::kRows>(staged, 16 * (slab + s), warp_token + 8 * j, sums[s][j]);
   block.sync();
   constexpr int kShift = C::kS4 ? 0 : Slab<C::kWeight>::kShift;
-  write_tile<C::kRows, kShift>(block, p, staged, row, token, C::kTokens);
+  write_tile<C::kRows, kShift, C::kWeight == Weight::kFp4>(block, p, staged, row, token, C::kTokens);
 }
 
 }  // namespace lowbit::kernels::int_gemm

@@ -110,8 +110,8 @@ LOWBIT_DEVICE void produce(const WgmmaParams& params, const Ring<C>& ring, const
 
 // A fragments of both k32 steps of half a stage, for this warp's slab of the warpgroup's 64 channels.
 template <class C>
-LOWBIT_DEVICE void unpack_half(uint32_t (&a)[2][4], ptx::smem_ptr<uint8_t> stage, int half, int team,
-                               int group_shift) {
+LOWBIT_DEVICE void unpack_half(uint32_t (&a)[2][4], const Params& p, ptx::smem_ptr<uint8_t> stage, int half,
+                               int team) {
   const int slab = ptx::warp_index() % 4;
   Slab<C::kWeight> w;
   w.load(
@@ -120,8 +120,10 @@ LOWBIT_DEVICE void unpack_half(uint32_t (&a)[2][4], ptx::smem_ptr<uint8_t> stage
   for (int c = 0; c < 2; ++c) {
     if constexpr (C::kWeight == Weight::kInt4Group) {
       uint32_t s1[2];
-      load_group_scale(stage.plus_bytes(C::kScaleAt), 4 * team + slab, 2 * half + c, group_shift, s1);
+      load_group_scale(stage.plus_bytes(C::kScaleAt), 4 * team + slab, 2 * half + c, p.group_shift, s1);
       w.fragment(c, a[c], s1);
+    } else if constexpr (C::kWeight == Weight::kFp4) {
+      w.fragment(c, a[c], p.fp4());
     } else {
       w.fragment(c, a[c]);
     }
@@ -148,19 +150,19 @@ LOWBIT_DEVICE void release(const Ring<C>& ring, int step) {
 // The sums of one item. While one half stage is multiplied, the next is unpacked into the other set of
 // registers; a set is written again only after the wait that covers its last use.
 template <class C>
-LOWBIT_DEVICE int multiply_item(int32_t (&sums)[C::kSums], const Ring<C>& ring, int step, int count, int team,
-                                int group_shift) {
+LOWBIT_DEVICE int multiply_item(int32_t (&sums)[C::kSums], const Params& p, const Ring<C>& ring, int step,
+                                int count, int team) {
   uint32_t first[2][4], second[2][4];
   ptx::warpgroup_fence_operand(sums);
   LOWBIT_NO_UNROLL
   for (int i = 0; i < count; ++i, ++step) {
     const auto stage = ring.stage(step);
     ptx::mbarrier_wait_parity(ring.full(step), Ring<C>::phase(step));
-    unpack_half<C>(first, stage, 0, team, group_shift);  // free: the wait below covered it
+    unpack_half<C>(first, p, stage, 0, team);  // free: the wait below covered it
     issue_half<C>(sums, first, stage, 0, i > 0);
     ptx::wgmma_wait_group<1>();  // the last stage is multiplied
     if (i > 0) release(ring, step - 1);
-    unpack_half<C>(second, stage, 1, team, group_shift);
+    unpack_half<C>(second, p, stage, 1, team);
     issue_half<C>(sums, second, stage, 1, true);
     ptx::wgmma_wait_group<1>();
   }
@@ -188,8 +190,8 @@ LOWBIT_DEVICE void finish_item(int32_t (&sums)[C::kSums], const Params& p, const
     LOWBIT_UNROLL
     for (int j = 0; j < kStagedTokens; j += 8) stage_fragment<64>(staged, slab, j, sums + (t + j) / 8 * 4);
     group.sync();
-    write_tile<64, Slab<C::kWeight>::kShift>(group, p, staged, row, item.token_tile * C::kTokens + t,
-                                             kStagedTokens);
+    write_tile<64, Slab<C::kWeight>::kShift, C::kWeight == Weight::kFp4>(
+        group, p, staged, row, item.token_tile * C::kTokens + t, kStagedTokens);
     group.sync();
   }
 }
@@ -201,7 +203,7 @@ LOWBIT_DEVICE void consume(const Params& p, const Ring<C>& ring, const Schedule<
   for (int i = ptx::block_index_x(); i < work.items; i += ptx::grid_size_x()) {
     const Item item = work.item(i);
     int32_t sums[C::kSums] = {};
-    step = multiply_item<C>(sums, ring, step, work.end(item) - work.begin(item), team, p.group_shift);
+    step = multiply_item<C>(sums, p, ring, step, work.end(item) - work.begin(item), team);
     finish_item<C>(sums, p, work, item, i, staged, team);
   }
 }

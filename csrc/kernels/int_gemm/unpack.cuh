@@ -1,11 +1,12 @@
 // From packed weights to the A fragments of one k32 step (s8) or one k64 step (s4), in registers.
 //
-// Integer instructions per 8 weights: per channel 3 (shift, two lop3), grouped 7, s4 1. Per-channel codes
-// come out times 16, which the epilogue shifts away again.
+// Integer instructions per 8 weights: per channel 3 (shift, two lop3), grouped 7, s4 1, fp4 13. Per-channel
+// int4 codes come out times 16, which the epilogue shifts away again.
 #pragma once
 
 #include "../../ptx/bits.h"
 #include "../../ptx/memory.h"
+#include "../common/fp4.cuh"
 #include "params.h"
 
 namespace lowbit::kernels::int_gemm {
@@ -57,6 +58,28 @@ struct Slab<Weight::kInt4Group> {
       const uint32_t w = words[2 * c + i], offset = 0x80808080u - s1[i] * 0x08080808u;
       a[i] = ((w & 0x0f0f0f0fu) * s1[i] + offset) ^ 0x80808080u;
       a[i + 2] = (((w >> 4) & 0x0f0f0f0fu) * s1[i] + offset) ^ 0x80808080u;
+    }
+  }
+};
+
+template <>
+struct Slab<Weight::kFp4> {
+  static constexpr int kBytes = 512, kShift = 0;
+  ptx::u32x4 words;
+
+  LOWBIT_DEVICE void load(ptx::smem_ptr<uint8_t> slab) {
+    words = ptx::ld_shared(slab.plus_bytes(16 * ptx::lane_index()).as<ptx::u32x4>());
+  }
+  // A word's nibbles in order are low, high, low, high ... of its bytes: looked up four at a time (2 x 4
+  // instructions, and 3 to turn the signs over and to bring the upper half down), then dealt to the two
+  // registers (2).
+  LOWBIT_DEVICE void fragment(int c, uint32_t (&a)[4], const Fp4Magnitudes& m) const {
+    LOWBIT_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t w = words[2 * c + i], turned = w ^ kFp4Signs;
+      const uint32_t first = fp4_values(m, w, turned), second = fp4_values(m, w >> 16, turned >> 16);
+      a[i] = ptx::prmt(first, second, 0x6420);
+      a[i + 2] = ptx::prmt(first, second, 0x7531);
     }
   }
 };

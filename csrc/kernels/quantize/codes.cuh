@@ -35,13 +35,18 @@ struct Scale {
   float scale, inverse;  // inverse 0: all codes are zero
 };
 
-LOWBIT_DEVICE Scale scale_of(uint32_t most, const Output& to) {
-  const float qmax = to.bits == 4 ? 7.f : 127.f;
-  Scale s{ptx::div_rn(ptx::mul_rn(ptx::bit_cast<float>(most), to.clip), qmax), 0.f};
+// The scale of a row whose largest magnitude has the bits `most`.
+LOWBIT_DEVICE Scale finish_scale(uint32_t most, float scale) {
+  Scale s{scale, 0.f};
   if (most >= 0x7f800000u) s.scale = ptx::bit_cast<float>(0x7fc00000u);  // NaN or infinity in the row
   else if (s.scale < 1.17549435e-38f) s.scale = 1.f;  // a zero row, or one whose inverse would overflow
   else s.inverse = ptx::div_rn(1.f, s.scale);
   return s;
+}
+
+LOWBIT_DEVICE Scale scale_of(uint32_t most, const Output& to) {
+  const float qmax = to.bits == 4 ? 7.f : 127.f;
+  return finish_scale(most, ptx::div_rn(ptx::mul_rn(ptx::bit_cast<float>(most), to.clip), qmax));
 }
 
 // A float in [-2^22, 2^22] plus 1.5 * 2^23 has its nearest even integer in the low bits.
@@ -128,11 +133,28 @@ LOWBIT_DEVICE uint32_t team_max(uint32_t value, const Team& team, ptx::smem_ptr<
   return ptx::redux_sync_max_u32(mine ? ptx::ld_shared(per_warp + ptx::lane_index()) : 0);
 }
 
+// How a row becomes integer codes.
+struct IntegerCoder {
+  const Output& to;
+  int k;
+  bool wide;
+
+  LOWBIT_DEVICE float* scales() const { return to.scale; }
+  LOWBIT_DEVICE uint8_t* row(int64_t r) const { return static_cast<uint8_t*>(to.q) + r * to.stride; }
+  LOWBIT_DEVICE Scale scale(uint32_t most) const { return scale_of(most, to); }
+  LOWBIT_DEVICE void store(uint8_t* q, int chunk, const float (&x)[kChunk], float inverse,
+                           bool active) const {
+    uint32_t code[2];
+    code_bytes(code, x, inverse, to);
+    store_codes(to, q, k, chunk, code, wide, active);
+  }
+};
+
 // One row by each team of the block. load(x, round): the thread's chunks t + (round * vectors + v) * size of
 // the row as floats, zeros past k. Rows of several rounds need kRounds. Collective over the block.
-template <int kVectors, bool kRounds, class Load>
-LOWBIT_DEVICE void quantize_rows(const Output& to, const Team& team, int chunks, int k, int64_t row,
-                                 bool active, bool wide, ptx::smem_ptr<uint32_t> per_warp, const Load& load) {
+template <int kVectors, bool kRounds, class Coder, class Load>
+LOWBIT_DEVICE void quantize_rows(const Coder& coder, const Team& team, int chunks, int64_t row, bool active,
+                                 ptx::smem_ptr<uint32_t> per_warp, const Load& load) {
   const int thread = ptx::thread_index() & (team.size <= 32 ? team.size - 1 : -1);
   float x[kVectors][kChunk];
   uint32_t most = 0;
@@ -142,17 +164,15 @@ LOWBIT_DEVICE void quantize_rows(const Output& to, const Team& team, int chunks,
     LOWBIT_UNROLL
     for (int v = 0; v < kVectors; ++v) most = max_magnitude(most, x[v]);
   }
-  const Scale s = scale_of(team_max(most, team, per_warp), to);
-  if (active && thread == 0) ptx::st_global(to.scale + row, s.scale);
-  uint8_t* q = static_cast<uint8_t*>(to.q) + row * to.stride;
+  const Scale s = coder.scale(team_max(most, team, per_warp));
+  if (active && thread == 0) ptx::st_global(coder.scales() + row, s.scale);
+  uint8_t* q = coder.row(row);
   for (int round = 0; round < rounds; ++round) {
     if (kRounds && rounds > 1) load(x, round);
     LOWBIT_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const int chunk = thread + (round * kVectors + v) * team.size;
-      uint32_t code[2];
-      code_bytes(code, x[v], s.inverse, to);
-      store_codes(to, q, k, chunk, code, wide, active && chunk < chunks);
+      coder.store(q, chunk, x[v], s.inverse, active && chunk < chunks);
     }
   }
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../../numeric/ceil_div.h"
+#include "../../numeric/format.h"
 #include "params.h"
 
 namespace lowbit::kernels::quantize {
@@ -61,17 +62,39 @@ struct Config {
   int64_t blocks;
 };
 
-inline Config choose(const Params& p) {
-  Config c{};
-  c.chunks = chunks_of(p.to, p.k);
-  const int bytes = size_of(p.dtype);
-  const auto start = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.shift);
-  c.wide = start % 16 == 0 && p.x_stride * bytes % 16 == 0 && p.k * bytes % 16 == 0;
-  c.team = team_of(c.chunks, c.wide);
-  c.wide_store = wide_codes(p.to);
+inline Config config_of(int64_t rows, int64_t chunks, bool wide, bool wide_store) {
+  Config c{team_of(chunks, wide), chunks, wide, wide_store, 0, 0};
   c.shared_bytes = c.team.size > 32 ? c.team.size / 32 * 4 : 0;
-  c.blocks = ceil_div(p.rows, c.team.rows);
+  c.blocks = ceil_div(rows, c.team.rows);
   return c;
+}
+
+// Rows of x (and whatever else starts at `start`) on 16 bytes.
+inline bool wide_rows(uintptr_t start, DType dtype, int64_t k, int64_t x_stride) {
+  return start % 16 == 0 && x_stride * size_of(dtype) % 16 == 0 && k * size_of(dtype) % 16 == 0;
+}
+
+inline Config choose(const Params& p) {
+  const auto start = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.shift);
+  return config_of(p.rows, chunks_of(p.to, p.k), wide_rows(start, p.dtype, p.k, p.x_stride),
+                   wide_codes(p.to));
+}
+
+inline Config choose(const Fp4Params& p) {
+  // the exponents of a chunk are 8 bytes
+  const bool powers = !p.exponent || (reinterpret_cast<uintptr_t>(p.exponent) % 8 == 0 && p.k % 8 == 0);
+  const bool wide = powers && wide_rows(reinterpret_cast<uintptr_t>(p.x), p.dtype, p.k, p.x_stride);
+  const bool wide_store = p.stride % 4 == 0 && reinterpret_cast<uintptr_t>(p.q) % 4 == 0;
+  return config_of(p.rows, ceil_div(p.k, 8), wide, wide_store);
+}
+
+inline Fp4Rounding rounding_of(Format format) {
+  Fp4Rounding r{};
+  with_minifloat(format, [&](auto f) {
+    using F = decltype(f);
+    r = {float_bits(F::kMax), 128 - F::kExponentBias, F::kM};
+  });
+  return r;
 }
 
 constexpr int64_t kMaxRow = 1 << 30;  // offsets inside a row are 32-bit
@@ -105,7 +128,7 @@ inline ConvertConfig choose(const ConvertParams& p) {
   const int64_t row = p.to == Codes::kPacked4 ? ceil_div(p.k, 2) : p.stride;
   c.pieces = int32_t(ceil_div(row, 16));
   c.rows = c.pieces && c.pieces < kConvertThreads ? kConvertThreads / c.pieces : 1;
-  const int64_t unit = p.from == Codes::kPacked4 && p.to == Codes::kInt8 ? 8 : 16;
+  const int64_t unit = p.from != Codes::kInt8 && p.to == Codes::kInt8 ? 8 : 16;
   c.wide_load = reinterpret_cast<uintptr_t>(p.x) % unit == 0 && p.x_stride % unit == 0;
   c.wide_store = reinterpret_cast<uintptr_t>(p.q) % 16 == 0 && p.stride % 16 == 0;
   c.blocks_x = ceil_div(p.rows, c.rows), c.blocks_y = ceil_div(c.pieces, kConvertThreads);
@@ -115,6 +138,10 @@ inline ConvertConfig choose(const ConvertParams& p) {
 // What the kernels get.
 struct Launch {
   Params p;
+  Config c;
+};
+struct Fp4Launch {
+  Fp4Params p;
   Config c;
 };
 struct ConvertLaunch {

@@ -1,6 +1,7 @@
 // Quantise rows of floats to codes; convert codes between layouts. One source for sm_80 and every later card.
 #pragma once
 
+#include "../common/fp4.cuh"
 #include "codes.cuh"
 
 namespace lowbit::kernels::quantize {
@@ -16,8 +17,8 @@ quantize_kernel(const Launch a) {
   const char* x = static_cast<const char*>(p.x) + (active ? row : 0) * p.x_stride * size_of(p.dtype);
   const int count = active ? int(p.k) : 0;  // a team without a row takes part in the collectives with zeros
   quantize_rows<kVectors, kVectors == kLongVectors>(
-      p.to, team, int(a.c.chunks), int(p.k), row, active, a.c.wide_store, ptx::dynamic_smem<uint32_t>(),
-      [&](float (&v)[kVectors][kChunk], int round) {
+      IntegerCoder{p.to, int(p.k), a.c.wide_store}, team, int(a.c.chunks), row, active,
+      ptx::dynamic_smem<uint32_t>(), [&](float (&v)[kVectors][kChunk], int round) {
         const int first = thread + round * kVectors * team.size;
         RawChunk raw[kVectors];
         LOWBIT_UNROLL
@@ -71,7 +72,7 @@ LOWBIT_DEVICE void load_int8(uint32_t (&w)[4], const ConvertParams& p, const uin
   if (p.from == Codes::kInt8) return load_bytes(w, row, begin, int(p.k), 0, wide);
   const uint8_t* from = row + begin / 2;
   const int k = int(p.k), left = (k + 1) / 2 - begin / 2;
-  uint32_t packed[2] = {0x88888888u, 0x88888888u};
+  uint32_t packed[2] = {0x88888888u, 0x88888888u};  // zeros, of int4 and of FP4
   if (wide && left >= 8) {
     const auto v = ptx::ld_global<ptx::Load::kNc>(reinterpret_cast<const ptx::u32x2*>(from));
     packed[0] = v[0], packed[1] = v[1];
@@ -85,7 +86,11 @@ LOWBIT_DEVICE void load_int8(uint32_t (&w)[4], const ConvertParams& p, const uin
       }
   }
   LOWBIT_UNROLL
-  for (int i = 0; i < 4; ++i) w[i] = signed_bytes(spread_nibbles(packed[i / 2] >> (16 * (i % 2))));
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t four = packed[i / 2] >> (16 * (i % 2));
+    w[i] = p.from == Codes::kFp4 ? fp4_values(p.fp4, four, four ^ kFp4Signs)
+                                 : signed_bytes(spread_nibbles(four));
+  }
   if (k % 2 && begin <= k && k < begin + 16) {  // the pad nibble of an odd k, whatever it holds
     LOWBIT_UNROLL
     for (int i = 0; i < 4; ++i)

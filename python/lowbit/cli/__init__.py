@@ -1,5 +1,5 @@
-"""The `lowbit` command: quantize, eval, generate, compare, bench, info. One module per command, each with
-`add_parser(commands)` and `run(args) -> int`.
+"""The `lowbit` command: quantize, export, eval, generate, compare, bench, info. One module per command, each
+with `add_parser(commands)` and `run(args) -> int`.
 
 Exit status: 0 done, 2 the user's mistake (one sentence on stderr), 130 interrupted; anything else is a fault
 and shows its traceback.
@@ -11,9 +11,9 @@ import os
 import signal
 import sys
 
-from . import bench, compare, eval, generate, info, quantize
+from . import bench, compare, eval, export, generate, info, quantize
 
-COMMANDS = (quantize, eval, generate, compare, bench, info)
+COMMANDS = (quantize, export, eval, generate, compare, bench, info)
 MISTAKES = (ValueError, OSError, ImportError)
 
 

@@ -34,6 +34,7 @@ DEFAULT_METHODS = (
     "quarot gptq w4a4kv4 g64",
     "quarot gptq w4a8kv4",
     "quarot rtn w8a8",
+    "fp6 gptq e2m3",
 )
 PROMPTS = ("Tell me the name of the largest ocean on Earth.", "Explain in one sentence why the sky is blue.")
 
@@ -196,6 +197,8 @@ class SharedWeights:
         recipe = None if method in BASELINES else Recipe.from_name(method)
         if recipe is None or recipe.weight_method != "gptq":
             return None
+        if recipe.weight_format is not None or recipe.activation_bits == 16:
+            return None  # not layers of which only the activations differ
         if recipe.quantized_calibration or recipe.mean_shift:
             return None
         name = f"{recipe.weight_bits} {recipe.kv_bits} {recipe.group_size}"
@@ -281,7 +284,8 @@ def save(model: nn.Module, tokenizer: Any, out: Path) -> None:
 
 def bits_of(recipe: Any) -> str:
     group = f" g{recipe.group_size}" if recipe.group_size else ""
-    return f"W{recipe.weight_bits}A{recipe.activation_bits}KV{recipe.kv_bits}{group}"
+    kv = "" if recipe.activation_bits == recipe.kv_bits == 16 else f"KV{recipe.kv_bits}"
+    return f"W{recipe.weight_bits}A{recipe.activation_bits}{kv}{group}"
 
 
 def slug(method: str) -> str:

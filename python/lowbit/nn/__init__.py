@@ -1,5 +1,8 @@
-"""Drop-in linear layers over the packed integer kernels; subclasses of `nn.Linear`, as PEFT wants."""
+"""Drop-in linear layers over the packed kernels; subclasses of `nn.Linear`, as PEFT wants."""
 
-from .linear import Int4Linear, Int8Linear, QuantizedLinear
+from .float_linear import Fp4Linear, WeightOnlyLinear
+from .linear import Int4Linear, Int8Linear, IntegerLinear, QuantizedLinear
 
-__all__ = ["Int4Linear", "Int8Linear", "QuantizedLinear"]
+__all__ = [
+    "Fp4Linear", "Int4Linear", "Int8Linear", "IntegerLinear", "QuantizedLinear", "WeightOnlyLinear",
+]  # fmt: skip

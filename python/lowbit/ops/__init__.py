@@ -12,6 +12,9 @@ if _ext.cuda_archs():
 
 NAMES = (
     "dynamic_linear",
+    "encode_fp",
+    "fp4_linear",
+    "fp_linear",
     "hadamard",
     "hadamard_",
     "hadamard_quantize",
@@ -20,15 +23,21 @@ NAMES = (
     "kv4_dequantize",
     "kv4_quantize",
     "pack_int4",
+    "prepack_fp_group_scale",
+    "prepack_fp_weight",
     "prepack_group_scale",
     "prepack_int4_weight",
     "prepack_int8_weight",
+    "quantize_fp4",
     "quantize_int4",
     "quantize_int8",
     "unpack_int4",
 )
 
 dynamic_linear = torch.ops.lowbit.dynamic_linear
+encode_fp = torch.ops.lowbit.encode_fp
+fp4_linear = torch.ops.lowbit.fp4_linear
+fp_linear = torch.ops.lowbit.fp_linear
 hadamard = torch.ops.lowbit.hadamard
 hadamard_ = torch.ops.lowbit.hadamard_
 hadamard_quantize = torch.ops.lowbit.hadamard_quantize
@@ -37,9 +46,12 @@ int8_linear = torch.ops.lowbit.int8_linear
 kv4_dequantize = torch.ops.lowbit.kv4_dequantize
 kv4_quantize = torch.ops.lowbit.kv4_quantize
 pack_int4 = torch.ops.lowbit.pack_int4
+prepack_fp_group_scale = torch.ops.lowbit.prepack_fp_group_scale
+prepack_fp_weight = torch.ops.lowbit.prepack_fp_weight
 prepack_group_scale = torch.ops.lowbit.prepack_group_scale
 prepack_int4_weight = torch.ops.lowbit.prepack_int4_weight
 prepack_int8_weight = torch.ops.lowbit.prepack_int8_weight
+quantize_fp4 = torch.ops.lowbit.quantize_fp4
 quantize_int4 = torch.ops.lowbit.quantize_int4
 quantize_int8 = torch.ops.lowbit.quantize_int8
 unpack_int4 = torch.ops.lowbit.unpack_int4

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..reference import layout
+from .. import minifloat
+from ..reference import fp_layout, layout
 
 _library = torch.library.Library("lowbit", "IMPL", "CUDA")
 
@@ -63,9 +64,36 @@ def _prepack_group_scale(group_scale: Tensor) -> Tensor:
     return layout.prepack_group_scale_blocks(group_scale)
 
 
+def _prepack_fp_weight(weight_packed: Tensor, format: str, k: int) -> Tensor:
+    if format != "int4" and format not in minifloat.FLOAT_FORMATS:
+        names = ", ".join((*minifloat.FLOAT_FORMATS, "int4"))
+        raise RuntimeError(f'prepack_fp_weight: format is "{format}", expected one of {names}')
+    _check("prepack_fp_weight", "weight_packed", weight_packed, torch.uint8, "[N, bytes]")
+    count = minifloat.packed_bytes(k, "e2m1" if format == "int4" else format)
+    if weight_packed.shape[1] != count:
+        got = f"weight_packed has {weight_packed.shape[1]} bytes per row"
+        raise RuntimeError(f"prepack_fp_weight: {got}, expected {count} for {k} codes of {format}")
+    return fp_layout.prepack_fp_blocks(weight_packed, format, k)
+
+
+def _prepack_fp_group_scale(group_scale: Tensor) -> Tensor:
+    if group_scale.dtype not in (torch.uint8, torch.float16):
+        got = _name(group_scale.dtype)
+        want = "expected uint8 (e8m0) or float16"
+        raise RuntimeError(f"prepack_fp_group_scale: group_scale has dtype {got}, {want}")
+    _check("prepack_fp_group_scale", "group_scale", group_scale, group_scale.dtype, "[N, K / group]")
+    wrong = group_scale == 255 if group_scale.dtype == torch.uint8 else group_scale.new_zeros(0)
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        what = "the NaN of e8m0, expected 0 to 254"
+        raise RuntimeError(f"prepack_fp_group_scale: group_scale[{row}, {column}] is 255, {what}")
+    return fp_layout.prepack_fp_scale_blocks(group_scale)
+
+
 def register() -> None:
     """Called once, where the library holds CUDA kernels."""
     for function in (
         _pack_int4, _unpack_int4, _prepack_int4_weight, _prepack_int8_weight, _prepack_group_scale,
+        _prepack_fp_weight, _prepack_fp_group_scale,
     ):  # fmt: skip
         _library.impl(function.__name__.removeprefix("_"), function)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..minifloat import find_format
 from ..reference.layout import BLOCK_INT4, BLOCK_INT8, BLOCK_K, BLOCK_N, TILE_K, TILE_N
 
 
@@ -122,6 +123,57 @@ def _(
     shift: Tensor | None = None,
 ) -> Tensor:
     return _linear(x, w_scale.numel(), x.dtype)
+
+
+@_fake("encode_fp")
+def _(x: Tensor, format: str, ties_away: bool = False) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.uint8)
+
+
+@_fake("prepack_fp_weight")
+def _(weight_packed: Tensor, format: str, k: int) -> Tensor:
+    bits = 4 if format == "int4" else find_format(format).bits
+    n = weight_packed.shape[0]
+    return weight_packed.new_empty((_blocks(n, TILE_N), _blocks(k, TILE_K), TILE_N * TILE_K * bits // 8))
+
+
+@_fake("prepack_fp_group_scale")
+def _(group_scale: Tensor) -> Tensor:
+    n, g = group_scale.shape
+    return group_scale.new_empty((_blocks(n, TILE_N), g, TILE_N))
+
+
+@_fake("fp_linear")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    format: str,
+    w_scale: Tensor,
+    group_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    return _linear(x, w_scale.numel(), x.dtype)
+
+
+@_fake("quantize_fp4")
+def _(
+    x: Tensor, format: str, scale: Tensor | None = None, exponent: Tensor | None = None, clip: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    return _quantized(x, 4)
+
+
+@_fake("fp4_linear")
+def _(
+    x_q: Tensor,
+    x_format: str,
+    x_scale: Tensor | None,
+    weight: Tensor,
+    w_format: str,
+    w_scale: Tensor,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
 
 
 @_fake("kv4_quantize")

@@ -1,9 +1,12 @@
-"""Weight quantisers: round to nearest with a clip search, and GPTQ. Both give integer codes and scales."""
+"""Weight quantisers: round to nearest with a scale search, and GPTQ, on integer and float grids."""
 
 from .gptq import Hessian, gptq
-from .rtn import QuantizedWeight, activation_clip_search, rtn, search_group_scale, search_row_scale
+from .rtn import activation_clip_search, rtn
+from .scheme import FloatScheme, IntegerScheme, Scheme
+from .search import search_group_scale, search_row_scale
+from .weight import FloatWeight, QuantizedWeight
 
 __all__ = [
-    "Hessian", "QuantizedWeight", "activation_clip_search", "gptq", "rtn", "search_group_scale",
-    "search_row_scale",
-]
+    "FloatScheme", "FloatWeight", "Hessian", "IntegerScheme", "QuantizedWeight", "Scheme",
+    "activation_clip_search", "gptq", "rtn", "search_group_scale", "search_row_scale",
+]  # fmt: skip

@@ -3,17 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..formats import group_count
-from .rtn import (
-    QMAX4,
-    QuantizedWeight,
-    check_weight,
-    group_base_scale,
-    round_,
-    rtn,
-    search_group_scale,
-    search_row_scale,
-)
+from .rtn import check_weight, rtn
+from .scheme import IntegerScheme, Scheme
+from .weight import QuantizedWeight
 
 BLOCK = 32  # columns per lazy update; divides every group size
 _HEADROOM = 0.925
@@ -66,49 +58,63 @@ def inverse_factor(h: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     raise ValueError(f"calibration: expected a positive definite Hessian, got failure at damp {damp:g}")
 
 
-def gptq(
-    w: Tensor, h: Tensor, bits: int = 4, group_size: int | None = None, damp: float = 0.01,
-) -> QuantizedWeight:
-    """Quantise w to 4 bits against the Hessian h of its inputs.
+def gptq(w: Tensor, h: Tensor, scheme: Scheme | None = None, damp: float = 0.01) -> QuantizedWeight:
+    """Quantise w against the Hessian h of its inputs.
 
-    w: float [N, K]; h: fp32 [K, K]. Columns in order (no act-order). Row scales by MSE clip search before the
-    loop; with groups the row scale is fixed before the loop and the integer scale of a group is searched when
-    the loop reaches it, on the weights as updated so far. bits 8 rounds to nearest: at 8 bits the
-    compensation is below the noise. Updates reach beyond the current block of columns when the block is
-    finished; the block's width changes the speed and not, beyond fp32 rounding, the result.
+    w: float [N, K]; h: fp32 [K, K]; scheme: an `IntegerScheme` (4 bits without it) or a `FloatScheme`.
+    Columns in the order of falling input energy (act-order), so that what the strong ones leave is spread
+    over all others; with groups in their own order. Row scales are searched before the loop; that of a group
+    when the loop reaches it, on the weights as updated so far; the search counts the error of column k by
+    1 / u[k, k]^2, which is what it adds to the loss once the columns to come have made up for it. int8 is
+    rounded to nearest: the compensation is below the noise. Updates reach beyond the current block of columns
+    when the block is finished; the block's width changes the speed and not, beyond fp32 rounding, the result.
     """
-    check_weight(w, bits, group_size)
+    scheme = scheme or IntegerScheme()
+    check_weight(w)
     if h.shape != (w.shape[1], w.shape[1]):
         raise ValueError(f"h: expected [{w.shape[1]}, {w.shape[1]}], got {list(h.shape)}")
-    if bits == 8 or w.shape[1] == 0:
-        return rtn(w, bits, group_size)
-    u, dead = inverse_factor(h, damp)
-    wt = w.float().T.clone()  # [K, N]: a column of w is a contiguous row
+    if scheme == IntegerScheme(8) or w.shape[1] == 0:
+        return rtn(w, scheme)
+    group = scheme.group_size
+    order = torch.arange(w.shape[1], device=w.device)
+    if group is None:
+        order = h.diagonal().argsort(descending=True, stable=True)
+    u, dead = inverse_factor(h[order][:, order], damp)
+    importance = u.diagonal() ** -2
+    importance /= importance.mean()
+    wt = w.float().T[order]  # [K, N]: a column of w is a contiguous row
     wt[dead] = 0
+    # updates widen a group now and then: the headroom keeps an integer scale within its 16 steps
+    scale = scheme.row_scale(wt.T.contiguous(), _HEADROOM, importance)
+    values, group_scale = _spread(wt, u, scale, scheme, importance)
+    return scheme.weight(values[order.argsort()].T, scale, group_scale)
+
+
+def _spread(
+    wt: Tensor, u: Tensor, scale: Tensor, scheme: Scheme, importance: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """(values on the grid [K, N], group scales) of wt [K, N], which is overwritten."""
     k, n = wt.shape
-    # updates widen a group now and then: the headroom keeps its scale within 16 steps
-    if group_size:
-        scale = group_base_scale(wt.T, group_size, _HEADROOM)
-    else:
-        scale = search_row_scale(wt.T.contiguous())
-    group_scale = torch.ones(n, group_count(k, group_size), dtype=torch.uint8, device=w.device)
-    codes = torch.empty(k, n, dtype=torch.int8, device=w.device)
+    group, grid = scheme.group_size, scheme.grid
+    values = torch.empty(k, n, dtype=grid.dtype, device=wt.device)
+    group_scales = []
     step, inverse = scale, 1.0 / scale
     for start in range(0, k, BLOCK):
         end = min(start + BLOCK, k)
-        if group_size and start % group_size == 0:  # a group starts with a block: its columns are up to date
-            s = search_group_scale(wt[start : start + group_size].T.contiguous(), scale)
-            group_scale[:, start // group_size] = s
-            step = scale * s.float()
+        if group and start % group == 0:  # a group starts with a block: its columns are up to date
+            columns = slice(start, start + group)
+            s = scheme.group_scale(wt[columns].T.contiguous(), scale, importance[columns])
+            group_scales.append(s)
+            step = scale * scheme.group_factor(s)
             inverse = 1.0 / step
         block = wt[start:end]  # [BLOCK, N], a view: errors inside the block spread at once
         errors = torch.empty_like(block)
         factors = u[start:end]
         for i, column in enumerate(block):
-            q = round_(column * inverse, -QMAX4, QMAX4)
-            codes[start + i] = q
+            q = grid.round_(column * inverse)
+            values[start + i] = q
             torch.addcmul(column, q, step, value=-1.0, out=errors[i]).div_(factors[i, start + i])
             # block[i + 1:] -= u[i, i + 1:]^T errors[i], as a product of rank one (faster than addr_)
             block[i + 1 :].addmm_(factors[i, start + i + 1 : end].unsqueeze(1), errors[i : i + 1], alpha=-1.0)
         wt[end:].addmm_(factors[:, end:].T, errors, alpha=-1.0)
-    return QuantizedWeight(codes.T.contiguous(), scale, group_scale if group_size else None, group_size)
+    return values, torch.stack(group_scales, 1) if group else None

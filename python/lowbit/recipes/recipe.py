@@ -5,8 +5,10 @@ import difflib
 import json
 from dataclasses import dataclass, replace
 
-from ..formats import GROUP_SIZES
+from ..formats import FP4_FORMATS, FP6_FORMATS, GROUP_SIZES, bits_of, check_scale_format
 
+FAMILIES = {"fp6": FP6_FORMATS, "fp4": FP4_FORMATS}  # weight formats of which each layer takes the best
+LLM_FP4 = ("llm-fp4", "llm-fp4-gptq")  # the search with rounded weights, and with GPTQ's
 BASELINES = ["fp32", "bf16"]  # names of method tables that mean "not quantised"
 
 
@@ -15,27 +17,34 @@ class Recipe:
     """How a model is quantised. Every field is stored in the checkpoint's config."""
 
     name: str = "custom"
-    weight_bits: int = 4  # 4 or 8
-    activation_bits: int = 4  # 4 or 8, symmetric per token
+    weight_bits: int = 4  # 4, 6 or 8
+    activation_bits: int = 4  # 4 or 8, symmetric per token; 16 = not quantised
     kv_bits: int = 16  # 4 or 16, asymmetric per token and head
-    group_size: int | None = None  # None = one scale per output channel; 32, 64, 128 = integer group scales
+    group_size: int | None = None  # None = one scale per output channel; 32, 64, 128 = also one per group
     rotate: bool = False  # QuaRot's R1, R2, R4, and R3 in a 4-bit cache
-    weight_method: str = "rtn"  # "rtn" or "gptq"
+    weight_method: str = "rtn"  # "rtn", "gptq", "llm-fp4" or "llm-fp4-gptq"
     activation_clip: float | None = 1.0  # share of a token's absmax; None = searched per layer
     kv_clip: float = 0.95
     mean_shift: bool = False  # subtract a calibrated mean from the inputs, its product with W is a bias
     damp: float = 0.01  # GPTQ: share of the mean diagonal
     quantized_calibration: bool = False  # GPTQ sees activations as quantised at run time (measured: no gain)
     seed: int = 0  # of the random signs
+    weight_format: str | None = None  # a float format, or "fp6", "fp4" = the best per layer; None = integers
+    activation_format: str | None = None  # a 4-bit float format, or "fp4" (LLM-FP4 alone); None = integers
+    static_activations: bool = False  # LLM-FP4: one scale per layer instead of one per token
+    pre_shift: bool = False  # LLM-FP4: powers of two per input channel, folded into the weights
+    scale_format: str | None = None  # of groups under unquantised activations: "fp16", "e8m0" or "mx"
 
     def __post_init__(self):
-        _expect("weight_bits", self.weight_bits, (4, 8))
-        _expect("activation_bits", self.activation_bits, (4, 8))
+        _expect("weight_bits", self.weight_bits, (4, 6, 8))
+        _expect("activation_bits", self.activation_bits, (4, 8, 16))
         _expect("kv_bits", self.kv_bits, (4, 16))
-        _expect("weight_method", self.weight_method, ("rtn", "gptq"))
+        _expect("weight_method", self.weight_method, ("rtn", "gptq", *LLM_FP4))
         _expect("group_size", self.group_size, (None, *GROUP_SIZES))
         if self.weight_bits == 8 and self.group_size is not None:
             raise ValueError(f"group_size: expected None with weight_bits 8, got {self.group_size}")
+        self._check_formats()
+        self._check_llm_fp4()
         for field in ("activation_clip", "kv_clip"):
             value = getattr(self, field)
             if not (value is None and field == "activation_clip") and not 0.0 < value <= 1.0:
@@ -43,10 +52,64 @@ class Recipe:
         if not 0.0 <= self.damp <= 1.0:
             raise ValueError(f"damp: expected a value in [0, 1], got {self.damp}")
 
+    def _check_formats(self) -> None:
+        """Only what some layer can do: float weights need float or 8-bit activations, and scales to match."""
+        _expect("weight_format", self.weight_format, (None, *FAMILIES, *FP6_FORMATS, *FP4_FORMATS))
+        _expect("activation_format", self.activation_format, (None, "fp4", *FP4_FORMATS))
+        weight, activation = self.weight_format, self.activation_format
+        bits = self.weight_bits if weight is None else bits_of(FAMILIES.get(weight, (weight,))[0])
+        if self.weight_bits != bits or (weight is None and bits == 6):
+            got = f"weight_bits {self.weight_bits} with {weight}"
+            raise ValueError(f"weight_format: expected one of {self.weight_bits} bits, got {got}")
+        weight_only, has_groups = self.activation_bits == 16, self.group_size is not None
+        if weight_only and self.weight_bits == 8:
+            raise ValueError("activation_bits: expected 4 or 8 with weight_bits 8, got 16")
+        if activation is not None and (self.activation_bits != 4 or weight is None or bits != 4):
+            got = f"{activation} with {weight} weights and {self.activation_bits} activation bits"
+            raise ValueError(f"activation_format: expected None but for FP4 weights and 4 bits, got {got}")
+        if weight is not None and not weight_only:
+            if bits == 6 or has_groups or (activation is None and self.activation_bits == 4):
+                got = f"{self.activation_bits} with {weight}{' in groups' if has_groups else ''}"
+                raise ValueError(f"activation_bits: expected 16 with these weights, got {got}")
+            if self.mean_shift or (self.quantized_calibration and self.weight_method not in LLM_FP4):
+                raise ValueError("mean_shift, quantized_calibration: expected False with a weight_format")
+        if weight_only and (self.mean_shift or self.quantized_calibration):
+            raise ValueError("mean_shift, quantized_calibration: expected False with activation_bits 16")
+        if self.scale_format is not None:
+            stored = "e8m0" if self.scale_format == "mx" else self.scale_format
+            check_scale_format(weight or "int4", self.group_size, stored)
+            if not weight_only:
+                raise ValueError(f"scale_format: expected None without activation_bits 16, got {stored}")
+
+    def _check_llm_fp4(self) -> None:
+        """What LLM-FP4's search gives, and what only it gives."""
+        searched = self.weight_method in LLM_FP4
+        if searched and (not set(self.weight_formats) <= set(FP4_FORMATS) or not self.weight_formats):
+            raise ValueError(f"weight_format: expected FP4 with llm-fp4, got {self.weight_format}")
+        if searched and self.group_size is not None:
+            raise ValueError(f"group_size: expected None with llm-fp4, got {self.group_size}")
+        if self.activation_format == "fp4" and not searched:
+            raise ValueError(f"activation_format: expected one format with {self.weight_method}, got fp4")
+        for field in ("static_activations", "pre_shift"):
+            if getattr(self, field) and not (searched and self.activation_bits == 4):
+                got = f"{self.weight_method} with {self.activation_bits} activation bits"
+                raise ValueError(f"{field}: expected llm-fp4 with 4 activation bits, got {got}")
+
+    @property
+    def weight_formats(self) -> tuple[str, ...]:
+        """The float formats that a layer may take; () for integers."""
+        return () if self.weight_format is None else FAMILIES.get(self.weight_format, (self.weight_format,))
+
+    @property
+    def activation_formats(self) -> tuple[str, ...]:
+        """The float formats that the activations of a layer may take; () for integers."""
+        name = self.activation_format
+        return () if name is None else FAMILIES.get(name, (name,))
+
     @property
     def needs_calibration(self) -> bool:
         """Whether `lowbit.quantize` needs token ids to run on."""
-        return self.weight_method == "gptq" or self.mean_shift or self.activation_clip is None
+        return self.weight_method != "rtn" or self.mean_shift or self.activation_clip is None
 
     def to_dict(self) -> dict:
         """Plain JSON types."""
@@ -65,14 +128,15 @@ class Recipe:
 
     @classmethod
     def from_name(cls, name: str) -> "Recipe":
-        """The recipe of a name in `METHODS`. ValueError names the alternatives."""
+        """The recipe of a name in `METHODS`. ValueError says where they are, and which is the closest."""
         key = " ".join(str(name).lower().split())
         if key in BASELINES:
             raise ValueError(f"recipe: expected a quantised method, got {name!r}, which is not one")
         if key not in _RECIPES:
             close = difflib.get_close_matches(key, _RECIPES, 1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"recipe: expected one of {', '.join(map(repr, METHODS))}, got {name!r}{hint}")
+            want = "a name that `lowbit compare --list` prints (lowbit.recipes.METHODS)"
+            raise ValueError(f"recipe: expected {want}, got {name!r}{hint}")
         return _RECIPES[key]
 
 
@@ -98,7 +162,45 @@ def _build() -> dict[str, Recipe]:
     for base in ("quarot gptq w4a4kv4", "quarot gptq w4a8kv4"):
         recipes |= {f"{base} g{g}": replace(recipes[base], group_size=g) for g in GROUP_SIZES}
     recipes |= {f"{n} +shift": replace(r, mean_shift=True) for n, r in recipes.items() if "gptq" in n}
+    recipes |= _weight_only() | _llm_fp4()
     return {name: replace(recipe, name=name) for name, recipe in recipes.items()}
+
+
+def _weight_only() -> dict[str, Recipe]:
+    int4 = Recipe(activation_bits=16)
+    fp6 = replace(int4, weight_bits=6, weight_format="e2m3")
+    fp4 = replace(int4, weight_format="e2m1")
+    recipes = {f"fp6 {f}": replace(fp6, weight_format=f) for f in FP6_FORMATS}
+    recipes |= {
+        f"fp6 gptq {f}": replace(fp6, weight_format=f, weight_method="gptq") for f in FP6_FORMATS
+    }
+    recipes["zeroquant fp6"] = replace(fp6, weight_format="fp6", weight_method="gptq")
+    for name, base in (("fp4", fp4), ("int4", int4)):
+        recipes[f"{name} w4a16"] = base
+        recipes |= {
+            f"{name} w4a16 g{g}": replace(base, group_size=g, scale_format="fp16") for g in GROUP_SIZES
+        }
+    recipes["mxfp6"] = replace(fp6, group_size=32, scale_format="mx")
+    recipes["mxfp4"] = replace(fp4, group_size=32, scale_format="mx")
+    return recipes
+
+
+def _llm_fp4() -> dict[str, Recipe]:
+    dynamic = Recipe(weight_format="fp4", activation_format="fp4", weight_method="llm-fp4")
+    weights = replace(dynamic, activation_bits=16, activation_format=None)
+    plain = replace(dynamic, static_activations=True)
+    shifted = replace(plain, pre_shift=True)
+    return {
+        "llm-fp4 w4a16": weights,
+        "llm-fp4 w4a8": replace(weights, activation_bits=8),
+        "llm-fp4 w4a4 no-pre-shift": plain,
+        "llm-fp4 w4a4 pre-shift": shifted,
+        "llm-fp4 w4a4kv4 pre-shift": replace(shifted, kv_bits=4),
+        "quarot llm-fp4 w4a4kv4": replace(dynamic, rotate=True, kv_bits=4),
+        "quarot llm-fp4 gptq w4a4kv4": replace(
+            dynamic, rotate=True, kv_bits=4, weight_method="llm-fp4-gptq"
+        ),
+    }
 
 
 _RECIPES = _build()

@@ -4,6 +4,16 @@ Each function has the signature of the `torch.ops.lowbit` op of the same name an
 contract promises it, the same bits. Nothing here is used by the fast path; tests compare the two.
 """
 
+from .fp4 import fp4_linear, quantize_fp4
+from .fp_gemm import (
+    dequantize_fp_weight,
+    encode_fp,
+    fp_linear,
+    prepack_fp_group_scale,
+    prepack_fp_weight,
+    unprepack_fp_group_scale,
+    unprepack_fp_weight,
+)
 from .int_gemm import dequantize_weight, dynamic_linear, int4_linear, int8_linear
 from .kv_cache import kv4_dequantize, kv4_quantize
 from .layout import (
@@ -19,8 +29,12 @@ from .quantize import quantize_int4, quantize_int8
 from .transform import hadamard, hadamard_matrix, hadamard_quantize
 
 __all__ = [
+    "dequantize_fp_weight",
     "dequantize_weight",
     "dynamic_linear",
+    "encode_fp",
+    "fp4_linear",
+    "fp_linear",
     "hadamard",
     "hadamard_matrix",
     "hadamard_quantize",
@@ -29,12 +43,17 @@ __all__ = [
     "kv4_dequantize",
     "kv4_quantize",
     "pack_int4",
+    "prepack_fp_group_scale",
+    "prepack_fp_weight",
     "prepack_group_scale",
     "prepack_int4_weight",
     "prepack_int8_weight",
+    "quantize_fp4",
     "quantize_int4",
     "quantize_int8",
     "unpack_int4",
+    "unprepack_fp_group_scale",
+    "unprepack_fp_weight",
     "unprepack_int4_weight",
     "unprepack_int8_weight",
 ]

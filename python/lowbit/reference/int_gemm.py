@@ -30,9 +30,13 @@ def _group_size(k: int, groups: int) -> int:
 def _linear(x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype) -> Tensor:
     n, k = w_scale.numel(), x_q.shape[-1]
     acc = x_q.double() @ _integer_weight(weight, group_scale, n, k).double().T  # exact: |acc| < 2^53
+    return _epilogue(acc, w_scale, x_scale, bias, out_dtype)
+
+
+def _epilogue(acc, w_scale, x_scale, bias, out_dtype) -> Tensor:
     y = acc.to(torch.int64).float() * w_scale.reshape(-1).float()
     if x_scale is not None:
-        y = y * x_scale.reshape(*x_q.shape[:-1], 1).float()
+        y = y * x_scale.reshape(*acc.shape[:-1], 1).float()
     if bias is not None:
         y = y + bias.float()
     return y.to(out_dtype)

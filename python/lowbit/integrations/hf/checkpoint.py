@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from ... import formats
+from .config import build_layer
 
 _MAX_HEADER = 100_000_000
-_DTYPES = {torch.uint8: "U8", torch.int8: "I8", torch.int64: "I64", torch.float32: "F32"}
-_FORMAT_IDS = {name: key for key, name in formats.FORMAT_NAMES.items()}
+_DTYPES = {
+    torch.uint8: "U8", torch.int8: "I8", torch.int64: "I64", torch.float16: "F16", torch.float32: "F32",
+}  # fmt: skip
 _WEIGHT_FILES = re.compile(r"^(model|pytorch_model)[^/]*\.(safetensors|bin|index\.json)$")
 
 
@@ -48,16 +49,14 @@ def check_files(files: Iterable[str], specs: dict[str, dict]) -> None:
             raise ValueError(f"checkpoint: expected safetensors files, got {os.path.basename(path)}")
         header |= read_header(path)
     for name, spec in specs.items():
-        format_id, n, k = _FORMAT_IDS[spec["type"]], spec["out_features"], spec["in_features"]
-        tensors = formats.layer_tensors(format_id, n, k, spec["group_size"], spec["mean_shift"])
-        for key, (dtype, shape) in tensors.items():
+        for key, (dtype, shape) in build_layer(spec).tensors().items():
             entry = header.get(f"{name}.{key}")
             want = f"{_DTYPES[dtype]} {list(shape)}"
             got = "nothing (missing tensor)" if entry is None else f"{entry['dtype']} {entry['shape']}"
             if got != want:
                 raise ValueError(f"{name}.{key}: expected {want}, got {got}")
         if spec["bias"] and f"{name}.bias" not in header:
-            raise ValueError(f"{name}.bias: expected [{n}], got nothing (missing tensor)")
+            raise ValueError(f"{name}.bias: expected [{spec['out_features']}], got nothing (missing tensor)")
 
 
 @contextlib.contextmanager

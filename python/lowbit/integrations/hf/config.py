@@ -7,16 +7,19 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, regis
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ... import formats
-from ...nn import Int4Linear, Int8Linear, QuantizedLinear
+from ...nn import Fp4Linear, Int4Linear, Int8Linear, QuantizedLinear, WeightOnlyLinear
 from ...recipes import Recipe
 
 QUANT_METHOD = "lowbit"
-LAYER_TYPES = {"int4": Int4Linear, "int8": Int8Linear}
-_FIELDS = {
-    "type": str, "in_features": int, "out_features": int, "bias": bool, "activation_bits": int,
+LAYER_TYPES = {
+    "int4": Int4Linear, "int8": Int8Linear, "weight_only": WeightOnlyLinear, "fp4": Fp4Linear,
+}  # fmt: skip
+_OPTION_TYPES = {  # of the layers' options
+    "in_features": int, "out_features": int, "bias": bool, "activation_bits": int,
     "group_size": (int, type(None)), "clip": (int, float), "input_hadamard": (int, type(None)),
-    "mean_shift": bool,
-}
+    "mean_shift": bool, "weight_format": str, "activation_format": str, "scale_format": (str, type(None)),
+    "static_scale": bool, "pre_shift": bool,
+}  # fmt: skip
 
 
 class LowbitConfig(QuantizationConfigMixin):
@@ -51,12 +54,8 @@ class LowbitConfig(QuantizationConfigMixin):
 
 def describe_layer(layer: QuantizedLinear) -> dict:
     """Everything needed to build the layer again, except its tensors."""
-    return {
-        "type": formats.FORMAT_NAMES[layer.format_id], "in_features": layer.in_features,
-        "out_features": layer.out_features, "bias": layer.bias is not None,
-        "activation_bits": layer.activation_bits, "group_size": layer.group_size, "clip": layer.clip,
-        "input_hadamard": layer.input_hadamard, "mean_shift": layer.mean_shift,
-    }
+    kind = next(name for name, kind in LAYER_TYPES.items() if isinstance(layer, kind))
+    return {"type": kind, **layer.options()}
 
 
 def build_layer(spec: dict, dtype=None, device: str = "meta") -> QuantizedLinear:
@@ -66,14 +65,17 @@ def build_layer(spec: dict, dtype=None, device: str = "meta") -> QuantizedLinear
 
 
 def _check_spec(where: str, spec: object) -> None:
-    if not isinstance(spec, dict) or set(spec) != set(_FIELDS):
+    kind = spec.get("type") if isinstance(spec, dict) else None
+    if kind is not None and kind not in tuple(LAYER_TYPES):
+        raise ValueError(f"{where}.type: expected one of {', '.join(LAYER_TYPES)}, got {kind!r}")
+    options = QuantizedLinear.OPTIONS if kind is None else LAYER_TYPES[kind].OPTIONS
+    if kind is None or set(spec) != {"type", *options}:
         got = ", ".join(sorted(spec)) if isinstance(spec, dict) else repr(spec)
-        raise ValueError(f"{where}: expected the fields {', '.join(_FIELDS)}, got {got}")
-    for key, kind in _FIELDS.items():
-        if not isinstance(spec[key], kind) or (kind is int and isinstance(spec[key], bool)):
-            raise ValueError(f"{where}.{key}: expected {kind}, got {spec[key]!r}")
-    if spec["type"] not in LAYER_TYPES:
-        raise ValueError(f"{where}.type: expected one of {', '.join(LAYER_TYPES)}, got {spec['type']!r}")
+        raise ValueError(f"{where}: expected the fields type, {', '.join(options)}, got {got}")
+    for key in options:
+        want = _OPTION_TYPES[key]
+        if not isinstance(spec[key], want) or (want is int and isinstance(spec[key], bool)):
+            raise ValueError(f"{where}.{key}: expected {want}, got {spec[key]!r}")
 
 
 def skeleton_check(name: str, module: nn.Module, spec: dict) -> None:

@@ -1,0 +1,337 @@
+// Weight-only GEMM, y[m, n] = (sum_k x[m, k] value(w[n, k])) * w_scale[n] (+ bias[n]): 4- and 6-bit codes
+// become fp32 in registers, sums are fused multiply-adds in the order of k. Included once per instruction set
+// after its vec header.
+//
+// Every output is one chain of fma over k (per group, then over the groups), so the bits do not depend on the
+// number of rows, of threads, or on the instruction set.
+#pragma once
+
+#include <type_traits>
+
+#include "../layout/fp_tile.h"
+#include "../numeric/format.h"
+#include "dispatch.h"
+#include "int_gemm-inl.h"
+
+namespace lowbit::cpu::LOWBIT_ISA {
+
+// How codes at the top of a 16-bit word become numbers: shifted right arithmetically and masked, sign,
+// exponent and mantissa lie where fp16 or bf16 has them, and the value is too small by 2^kPower.
+//
+// Through fp16 a conversion makes fp32. Through bf16 none is needed, the even and the odd words are fp32
+// already, but codes without exponent are fp32 subnormals: activations come times 2^64 (kLift) to keep the
+// products clear of them, and only CPUs that multiply subnormals at full speed go this way (prefers_split).
+template <bool kSplit>
+struct SumOf {
+  using Type = Wide;
+};
+template <>
+struct SumOf<true> {
+  using Type = Split;
+};
+enum class Through { kFp16, kBf16, kInteger };
+template <int kBits_, Through kThrough_, int kShift_, int kMask_, int kPower_>
+struct Decode {
+  static constexpr int kBits = kBits_, kShift = kShift_, kMask = kMask_, kPower = kPower_;
+  static constexpr Through kThrough = kThrough_;
+  static constexpr bool kSplit = kThrough == Through::kBf16;
+  using Sum = typename SumOf<kSplit>::Type;
+};
+template <Format>
+struct DecodeOf;
+template <>
+struct DecodeOf<Format::kE3M2> {
+  using Fp16 = Decode<6, Through::kFp16, 2, 0x9f00, 12>;
+  using Bf16 = Decode<6, Through::kBf16, 5, 0x83e0, 124>;
+};
+template <>
+struct DecodeOf<Format::kE2M3> {
+  using Fp16 = Decode<6, Through::kFp16, 3, 0x8f80, 14>;
+  using Bf16 = Decode<6, Through::kBf16, 6, 0x81f0, 126>;
+};
+template <>
+struct DecodeOf<Format::kE2M1> {
+  using Fp16 = Decode<4, Through::kFp16, 3, 0x8e00, 14>;
+  using Bf16 = Decode<4, Through::kBf16, 6, 0x81c0, 126>;
+};
+template <>
+struct DecodeOf<Format::kE1M2> {
+  using Fp16 = Decode<4, Through::kFp16, 4, 0x8700, 14>;
+  using Bf16 = Decode<4, Through::kBf16, 7, 0x80e0, 126>;
+};
+template <>
+struct DecodeOf<Format::kE3M0> {
+  using Fp16 = Decode<4, Through::kFp16, 2, 0x9c00, 12>;
+  using Bf16 = Decode<4, Through::kBf16, 5, 0x8380, 124>;
+};
+using DecodeInt4 = Decode<4, Through::kInteger, 12, 0xffff, 0>;
+constexpr float kLift = 0x1p64f, kLower = 0x1p48f;  // bf16's power less fp16's is 112 for every format
+// rows whose largest magnitude lies here lose nothing through bf16 that fp32 sums would have kept
+constexpr float kSplitLow = 0x1p-20f, kSplitHigh = 0x1p40f;
+
+template <class D>
+static inline typename D::Sum spread(Half h) {
+  if constexpr (D::kThrough == Through::kInteger) return from_s16(shift_right<D::kShift>(h));
+  else if constexpr (D::kSplit) return split_bf16(mask(shift_right<D::kShift>(h), D::kMask));
+  else return from_fp16(mask(shift_right<D::kShift>(h), D::kMask));
+}
+
+// The 16 channels of step kStep (0..7) of a tile.
+template <class D, int kStep>
+static inline typename D::Sum weights(const uint8_t* tile) {
+  const auto row = [&](int i) { return load_half(tile + 2 * fp_tile::kRowWords * i); };
+  if constexpr (D::kBits == 4) return spread<D>(shift_left<4 * (kStep % 4)>(row(kStep / 4)));
+  else if constexpr (kStep < 6) return spread<D>(shift_left<6 * (kStep % 2)>(row(kStep / 2)));
+  else if constexpr (kStep == 6)
+    return spread<D>(either(shift_left<12>(row(0)), mask(shift_left<8>(row(1)), 0x0c00)));
+  else return spread<D>(either(shift_left<12>(row(2)), mask(shift_left<10>(row(1)), 0x0c00)));
+}
+
+// acc[R][T] += one k of R rows x T tiles; x points to the R activations of this k.
+template <class D, int kStep, int R, int T>
+static inline void fp_step(typename D::Sum (&acc)[R][T], const uint8_t* tile, int64_t tile_stride,
+                           const float* x) {
+#pragma GCC unroll 2
+  for (int t = 0; t < T; ++t) {
+    const auto w = weights<D, kStep>(tile + t * tile_stride);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) multiply_add(acc[r][t], w, x[kStep * R + r]);
+  }
+}
+
+// Takes kLift back from the sum of a group, before its scale can push it out of fp32's range.
+template <class D>
+static inline Wide lowered(const Wide& sum) {
+  return D::kSplit ? times(sum, kLower) : sum;
+}
+
+struct FpWork {
+  const uint8_t* weight;  // first tile, at k = 0
+  int64_t tile_bytes, tile_stride;
+  const uint8_t* scale;  // [tiles][groups][16] of the same tiles, or null
+  int64_t scale_stride, group_k8;
+  bool scale_fp16;
+};
+
+static inline Wide group_scales(const FpWork& w, int64_t tile, int64_t group) {
+  const int64_t at = tile * w.scale_stride + group * fp_tile::kN;
+  return w.scale_fp16 ? from_fp16(load_half(w.scale + 2 * at)) : from_e8m0(w.scale + at);
+}
+
+// total[r][16 t + i] += sum over k8 in [begin, end) of row r x channel i of tile t. x: [k][R] from `begin`
+// on.
+template <class D, int R, int T>
+static void fp_multiply(const FpWork& w, int64_t begin, int64_t end, const float* x, float* total) {
+  for (int64_t first = begin; first < end;) {
+    const int64_t last = w.scale && first + w.group_k8 < end ? first + w.group_k8 : end;
+    typename D::Sum acc[R][T];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int t = 0; t < T; ++t)
+        arrange(w.scale ? zeros() : load_wide(total + (r * kTilesInCache + t) * fp_tile::kN), acc[r][t]);
+    const uint8_t* tile = w.weight + first * w.tile_bytes;
+    for (int64_t k8 = first; k8 < last; ++k8, tile += w.tile_bytes, x += fp_tile::kK * R) {
+      fp_step<D, 0>(acc, tile, w.tile_stride, x);
+      fp_step<D, 1>(acc, tile, w.tile_stride, x);
+      fp_step<D, 2>(acc, tile, w.tile_stride, x);
+      fp_step<D, 3>(acc, tile, w.tile_stride, x);
+      fp_step<D, 4>(acc, tile, w.tile_stride, x);
+      fp_step<D, 5>(acc, tile, w.tile_stride, x);
+      fp_step<D, 6>(acc, tile, w.tile_stride, x);
+      fp_step<D, 7>(acc, tile, w.tile_stride, x);
+    }
+#pragma GCC unroll 2
+    for (int t = 0; t < T; ++t) {
+      const Wide scale = w.scale ? group_scales(w, t, first / w.group_k8) : zeros();
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        float* sum = total + (r * kTilesInCache + t) * fp_tile::kN;
+        if (w.scale) add_scaled(sum, lowered<D>(in_order(acc[r][t])), scale);
+        else store_wide(sum, in_order(acc[r][t]));
+      }
+    }
+    first = last;
+  }
+}
+
+// Calls fp_multiply with the row count as a constant. One or two rows take two tiles at a time: their chains
+// of fma are too few to fill the pipes.
+template <class D, int R = kFpRows>
+static inline int fp_dispatch(int64_t rows, int64_t tiles, const FpWork& w, int64_t begin, int64_t end,
+                              const float* x, float* total) {
+  if constexpr (R > 0) {
+    if (rows < R) return fp_dispatch<D, R - 1>(rows, tiles, w, begin, end, x, total);
+    if constexpr (R <= 2)
+      if (tiles >= 2) return fp_multiply<D, R, 2>(w, begin, end, x, total), 2;
+    fp_multiply<D, R, 1>(w, begin, end, x, total);
+  }
+  return 1;
+}
+
+template <class Out>
+static inline void fp_epilogue(const FpGemmParams& p, float lower, float power, const float* total, int64_t m,
+                               int64_t n) {
+  // y = sum * (w_scale * power), + bias: powers of two are exact, so two roundings, then that of the store
+  float w_scale[16] = {}, bias[16] = {};
+  const int64_t valid = p.n - n < 16 ? p.n - n : 16;
+  for (int64_t i = 0; i < valid; ++i) w_scale[i] = p.w_scale[n + i] * power;
+  if (p.bias)
+    for (int64_t i = 0; i < valid; ++i) bias[i] = p.bias[n + i];
+  Out tail[16];
+  Out* y = static_cast<Out*>(p.y) + m * p.n + n;
+  Out* to = valid == 16 ? y : tail;
+  for (int i = 0; i < 16; i += kLanes) {
+    V v = mul(mul(load(total + i), set1(lower)), load(w_scale + i));
+    if (p.bias) v = add(v, load(bias + i));
+    store(to + i, v);
+  }
+  if (valid < 16)
+    for (int64_t i = 0; i < valid; ++i) y[i] = tail[i];
+}
+
+template <class D>
+static inline void fp_write(const FpGemmParams& p, const float* total, int64_t row, int64_t rows,
+                            int64_t tile, int64_t tiles) {
+  constexpr float kScale = float(1 << (D::kSplit ? D::kPower - 112 : D::kPower));
+  const float down = D::kSplit && !p.group_scale ? kLower : 1.0f;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t t = 0; t < tiles; ++t) {
+      const float* sum = total + (r * kTilesInCache + t) * fp_tile::kN;
+      const int64_t n = (tile + t) * fp_tile::kN;
+      if (p.dtype == DType::f32) fp_epilogue<float>(p, down, kScale, sum, row + r, n);
+      if (p.dtype == DType::bf16) fp_epilogue<bf16>(p, down, kScale, sum, row + r, n);
+      if (p.dtype == DType::f16) fp_epilogue<f16>(p, down, kScale, sum, row + r, n);
+    }
+}
+
+// The same loop order as the integer GEMM (int_gemm-inl.h): weights of 512 k and 4 tiles stay in L1 while the
+// rows pass.
+template <class D>
+static void fp_run(const FpGemmParams& p, int64_t tile_begin, int64_t tile_end) {
+  constexpr int64_t kRowBlock = kRowsInCache / kFpRows * kFpRows;
+  const int64_t k8s = (p.k + 7) / 8, groups = p.group_scale ? (p.k + p.group - 1) / p.group : 1;
+  const int64_t chunk = p.m <= kFpRows ? k8s : kChunkK8;  // a multiple of every group
+  const int64_t tile_bytes = fp_tile::bytes(D::kBits), scale_bytes = p.scale_fp16 ? 2 : 1;
+  alignas(64) float total[kRowBlock * kTilesInCache * fp_tile::kN];
+
+  for (int64_t row = 0; row < p.m; row += kRowBlock) {
+    const int64_t rows = p.m - row < kRowBlock ? p.m - row : kRowBlock;
+    for (int64_t tile = tile_begin; tile < tile_end; tile += kTilesInCache) {
+      const int64_t tiles = tile_end - tile < kTilesInCache ? tile_end - tile : kTilesInCache;
+      __builtin_memset(total, 0, size_t(rows * kTilesInCache * fp_tile::kN) * 4);
+      for (int64_t k8 = 0; k8 < k8s; k8 += chunk) {
+        const int64_t end = k8 + chunk < k8s ? k8 + chunk : k8s;
+        for (int64_t r = 0; r < rows; r += kFpRows) {
+          const int64_t count = rows - r < kFpRows ? rows - r : kFpRows;
+          const float* x = p.panels + (row + r) * k8s * fp_tile::kK + k8 * fp_tile::kK * count;
+          for (int64_t t = 0; t < tiles;) {
+            const uint8_t* scale =
+                p.group_scale ? p.group_scale + (tile + t) * groups * fp_tile::kN * scale_bytes : nullptr;
+            const FpWork w{p.weight + (tile + t) * k8s * tile_bytes,
+                           tile_bytes,
+                           k8s * tile_bytes,
+                           scale,
+                           groups * fp_tile::kN,
+                           p.group / 8,
+                           p.scale_fp16};
+            float* sum = total + (r * kTilesInCache + t) * fp_tile::kN;
+            t += fp_dispatch<D>(count, tiles - t, w, k8, end, x, sum);
+          }
+        }
+      }
+      fp_write<D>(p, total, row, rows, tile, tiles);
+    }
+  }
+}
+
+// One row of x to fp32, times kLift where p.split, `stride` apart, zeros up to a multiple of 8. Returns
+// whether the row may go through bf16.
+template <class In>
+static inline bool fp_pack_row(const FpGemmParams& p, int64_t row, int64_t stride, float* out) {
+  const In* x = static_cast<const In*>(p.x) + row * p.k;
+  const int64_t padded = (p.k + 7) / 8 * 8;
+  const V lift = set1(p.split ? kLift : 1.0f);
+  I largest = zero_bits();
+  float v[kLanes];
+  for (int64_t k = 0; k < p.k; k += kLanes) {
+    const int64_t count = p.k - k < kLanes ? p.k - k : kLanes;
+    In tail[kLanes] = {};
+    if (count < kLanes) __builtin_memcpy(tail, x + k, size_t(count) * sizeof(In));
+    const V value = load(count < kLanes ? tail : x + k);
+    largest = max_abs_bits(largest, value);
+    store(v, mul(value, lift));
+    for (int i = 0; i < count; ++i) out[(k + i) * stride] = v[i];
+  }
+  for (int64_t k = p.k; k < padded; ++k) out[k * stride] = 0;
+  const float amax = bits_float(uint32_t(lane_max_bits(largest)));
+  return amax == 0 || (amax >= kSplitLow && amax <= kSplitHigh);
+}
+
+static int64_t fp_panel_count(const FpGemmParams& p) { return (p.m + kFpRows - 1) / kFpRows; }
+
+static bool fp_pack(const FpGemmParams& p, int64_t begin, int64_t end) {
+  const int64_t padded = (p.k + 7) / 8 * 8;
+  bool may_split = true;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = i * kFpRows, rows = p.m - row < kFpRows ? p.m - row : kFpRows;
+    for (int64_t r = 0; r < rows; ++r) {
+      float* out = p.panels + row * padded + r;
+      if (p.dtype == DType::f32) may_split &= fp_pack_row<float>(p, row + r, rows, out);
+      if (p.dtype == DType::bf16) may_split &= fp_pack_row<bf16>(p, row + r, rows, out);
+      if (p.dtype == DType::f16) may_split &= fp_pack_row<f16>(p, row + r, rows, out);
+    }
+  }
+  return may_split;
+}
+
+static bool fp_prefers_split(const FpGemmParams& p) { return p.format != Format::kInt4 && prefers_split(); }
+
+template <Format kFormat>
+static inline void fp_run_format(const FpGemmParams& p, int64_t begin, int64_t end) {
+  if constexpr (kHasSplit)
+    if (p.split) return fp_run<typename DecodeOf<kFormat>::Bf16>(p, begin, end);
+  fp_run<typename DecodeOf<kFormat>::Fp16>(p, begin, end);
+}
+
+static void fp_tiles(const FpGemmParams& p, int64_t begin, int64_t end) {
+  switch (p.format) {
+    case Format::kE3M2:
+      return fp_run_format<Format::kE3M2>(p, begin, end);
+    case Format::kE2M3:
+      return fp_run_format<Format::kE2M3>(p, begin, end);
+    case Format::kE2M1:
+      return fp_run_format<Format::kE2M1>(p, begin, end);
+    case Format::kE1M2:
+      return fp_run_format<Format::kE1M2>(p, begin, end);
+    case Format::kE3M0:
+      return fp_run_format<Format::kE3M0>(p, begin, end);
+    case Format::kInt4:
+      return fp_run<DecodeInt4>(p, begin, end);
+    default:
+      return;
+  }
+}
+
+static void encode_fp(const EncodeParams& p, int64_t begin, int64_t end) {
+  const auto run = [&](const auto* x) {
+    with_minifloat(p.format, [&](auto format) {
+      using F = decltype(format);
+      constexpr int64_t kBlock = 256;
+      alignas(64) float v[kBlock];
+      for (int64_t i = begin; i < end; i += kBlock) {
+        const int64_t count = end - i < kBlock ? end - i : kBlock;
+        for (int64_t j = 0; j < count; ++j) v[j] = to_float(x[i + j]);
+        if (p.ties_away)
+          for (int64_t j = 0; j < count; ++j) p.codes[i + j] = F::template encode<Ties::kAway>(v[j]);
+        else
+          for (int64_t j = 0; j < count; ++j) p.codes[i + j] = F::template encode<Ties::kEven>(v[j]);
+      }
+    });
+  };
+  if (p.dtype == DType::f32) run(static_cast<const float*>(p.x));
+  if (p.dtype == DType::bf16) run(static_cast<const bf16*>(p.x));
+  if (p.dtype == DType::f16) run(static_cast<const f16*>(p.x));
+}
+
+}  // namespace lowbit::cpu::LOWBIT_ISA

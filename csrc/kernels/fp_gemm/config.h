@@ -1,0 +1,123 @@
+// Which tile, how many splits of K, and from how many tokens on torch's own GEMM takes over: pure functions
+// of the shape and the card, printable, tested without a GPU.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../../numeric/ceil_div.h"
+#include "../common/device.h"
+#include "params.h"
+
+namespace lowbit::kernels::fp_gemm {
+
+constexpr int kStageK = fp_fragment::kK;  // k per pipeline stage: one block of the weight
+
+// A compiled tile. `rows` are output channels, `tokens` rows of x; `ring`: bytes of shared memory for stages.
+struct Tile {
+  int rows, tokens, threads, ring, blocks_per_sm;
+};
+
+// Small: four stages of FP6, 72 KiB of weights in flight on an A100 (two blocks), 108 on a Hopper (three).
+// Middle: three stages; with 64 tokens the tensor cores take about as long as the memory.
+constexpr Tile kSmall{128, 16, 128, 70 * 1024, 3};
+constexpr Tile kMiddle{128, 64, 128, 88 * 1024, 2};
+
+constexpr int kPad = 4;  // words between staged rows: 4 mod 16 keeps the D fragment off itself
+
+constexpr int x_stage_bytes(int tokens) { return tokens * kStageK * 2; }
+constexpr int weight_stage_bytes(int rows, Weight w) {
+  return rows / fp_fragment::kN * fp_fragment::block_bytes(w);
+}
+// At most 256 bytes for 64 channels: four groups of 32 in E8M0, or two of 64 in fp16.
+constexpr int scale_stage_bytes(int rows, bool grouped) { return grouped ? rows / fp_fragment::kN * 256 : 0; }
+constexpr int stage_bytes(const Tile& t, Weight w, bool grouped) {
+  const int bytes =
+      x_stage_bytes(t.tokens) + weight_stage_bytes(t.rows, w) + scale_stage_bytes(t.rows, grouped);
+  return (bytes + 1023) / 1024 * 1024;
+}
+constexpr int stages_of(const Tile& t, Weight w, bool grouped) { return t.ring / stage_bytes(t, w, grouped); }
+// Dynamic shared memory of a block, with the slack that aligns it to 1024.
+constexpr int shared_bytes(const Tile& t, Weight w, bool grouped) {
+  const int ring = stages_of(t, w, grouped) * stage_bytes(t, w, grouped),
+            staged = t.tokens * (t.rows + kPad) * 4;
+  return 1024 + (ring > staged ? ring : staged);
+}
+
+struct Choice {
+  Tile tile;
+  int row_tiles, token_tiles, stages, splits, stages_per_split, blocks;
+  int shared;
+  int64_t partial_words, tickets;  // workspace, zero when splits = 1
+};
+
+// Eight tokens fill an n of mma.sync: up to 16 the weight stream decides, and a tile of 64 would multiply
+// zeros.
+constexpr Tile tile_for(int m) { return m <= kSmall.tokens ? kSmall : kMiddle; }
+
+// Blocks of the tile that a multiprocessor holds at a time. The system keeps 1 KiB for each.
+constexpr int resident(const Tile& t, int shared, const Device& device) {
+  const int fit = (device.shared_bytes + 1024) / (shared + 1024);
+  return fit < 1 ? 1 : fit < t.blocks_per_sm ? fit : t.blocks_per_sm;
+}
+
+// Splits of K until every multiprocessor has its blocks, each split at least kLeast stages deep: below that
+// the partial sums cost more than the idle multiprocessors.
+constexpr int splits_for(int64_t tiles, int stages, int64_t slots) {
+  constexpr int kLeast = 4, kMost = 16;
+  int64_t splits = tiles ? slots / tiles : 1;
+  if (splits > stages / kLeast) splits = stages / kLeast;
+  if (splits > kMost) splits = kMost;
+  return splits < 1 ? 1 : int(splits);
+}
+
+// What a card runs. `splits`: as many as that at most, none of them empty; 0 = by splits_for. A different
+// number of splits rounds differently, the same number always gives the same bits.
+constexpr Choice choose(int m, int n, int k, Weight weight, bool grouped, const Device& device,
+                        int splits = 0) {
+  Choice c{};
+  c.tile = tile_for(m);
+  c.row_tiles = ceil_div(n, c.tile.rows), c.token_tiles = ceil_div(m, c.tile.tokens);
+  c.stages = ceil_div(k, kStageK);
+  c.shared = shared_bytes(c.tile, weight, grouped);
+  const int64_t tiles = int64_t(c.row_tiles) * c.token_tiles;
+  if (!splits)
+    splits =
+        splits_for(tiles, c.stages, int64_t(device.multiprocessors) * resident(c.tile, c.shared, device));
+  c.stages_per_split = ceil_div(c.stages, splits);
+  c.splits = c.stages_per_split ? ceil_div(c.stages, c.stages_per_split) : 1;
+  c.blocks = int(tiles * c.splits);
+  if (c.splits > 1) {
+    c.partial_words = int64_t(c.blocks) * c.tile.rows * c.tile.tokens;
+    c.tickets = tiles;
+  }
+  return c;
+}
+
+// From how many tokens on it is faster to write the weight out once in the type of x and let torch multiply.
+// PREDICTED, to be replaced by measurement. Per weight, writing and reading 16 bits adds 4 bytes to the
+// traffic; mma.sync with the decode in its loop is expected to reach 60 % of what cuBLAS does on sm_80, and
+// half of Hopper's wgmma. A layer of 10^8 weights then breaks even at about:
+constexpr int crossover(const Device& device) { return device.sm == 90 ? 192 : 512; }
+
+// Item number -> tile and split. Splits are outermost; the token tiles of one row tile are neighbours, so
+// that the weights they share are in L2.
+struct Item {
+  int row_tile, token_tile, split;
+};
+LOWBIT_HOST_DEVICE constexpr Item item_at(int item, int row_tiles, int token_tiles) {
+  const int tiles = row_tiles * token_tiles, t = item % tiles;
+  return {t / token_tiles, t % token_tiles, item / tiles};
+}
+
+inline std::string explain(const Choice& c, Weight w, bool grouped, const Device& device) {
+  const auto s = [](int64_t v) { return std::to_string(v); };
+  return "mma.sync, tile " + s(c.tile.rows) + " channels x " + s(c.tile.tokens) + " tokens, " +
+         s(c.row_tiles) + " x " + s(c.token_tiles) + " tiles, " + s(c.splits) + " split" +
+         (c.splits > 1 ? "s" : "") + " of " + s(c.stages_per_split) + " stages, " +
+         s(stages_of(c.tile, w, grouped)) + " stages in the ring, " + s(c.blocks) + " blocks of " +
+         s(c.tile.threads) + " threads on " + s(device.multiprocessors) + " multiprocessors, " + s(c.shared) +
+         " bytes of shared memory";
+}
+
+}  // namespace lowbit::kernels::fp_gemm

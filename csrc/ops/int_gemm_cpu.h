@@ -1,0 +1,39 @@
+// The integer GEMM on the CPU: a checked layer, its workspace, its threads.
+#pragma once
+
+#include "int_gemm.h"
+
+namespace lowbit::ops {
+
+struct CpuLayer : LinearLayer {
+  cpu::GemmParams p{};
+
+  template <class... Args>
+  explicit CpuLayer(const char* op, const Args&... args) : LinearLayer(op, kCpuTiles, args...) {
+    p.m = m, p.k = k, p.n = n, p.weight_int8 = int8, p.group = group;
+    p.weight = static_cast<const uint8_t*>(weight.const_data_ptr());
+    p.w_scale = static_cast<const float*>(w_scale.const_data_ptr());
+    if (group_scale) p.group_scale = static_cast<const uint8_t*>(group_scale->const_data_ptr());
+    if (bias) p.bias = static_cast<const float*>(bias->const_data_ptr());
+    // the 32-bit sum of K products of at most 128 * 128 (or 8 * 128) in magnitude
+    check_depth(op, int8 || group_scale ? 131071 : 2097151);
+  }
+
+  void run(Tensor& y, DType dtype) {
+    p.y = y.mutable_data_ptr(), p.y_dtype = dtype;
+    if (!p.m || !p.n) return;
+    const cpu::Kernels& kernels = cpu::active();
+    Workspace panels(kernels.gemm_panel_words(p) * 4);
+    p.panels = panels.as<int32_t>();
+    const int64_t count = kernels.gemm_panel_count(p), per_panel = (p.m / count) * p.k + 1;
+    parallel(count, 1 + 65536 / per_panel,
+             [&](int64_t, int64_t begin, int64_t end) { kernels.gemm_pack(p, begin, end); });
+    // a piece of work below ~100k multiply-adds costs less than waking a thread
+    const int64_t per_tile = tile::kN * p.k * p.m + 1;
+    const int64_t tiles = tile::blocks(p.n, tile::kN);
+    parallel(tiles, 1 + 131072 / per_tile,
+             [&](int64_t, int64_t begin, int64_t end) { kernels.gemm_tiles(p, begin, end); });
+  }
+};
+
+}  // namespace lowbit::ops

@@ -1,0 +1,224 @@
+"""fp_linear: exact where sums are exact, within the derived bound elsewhere, the same bits on every ISA."""
+
+import itertools
+
+import lowbit.ops
+import lowbit.reference as ref
+import numpy as np
+import pytest
+import torch
+
+from tests.oracle import compare, minifloat
+
+from .support import CPU_ONLY, ISAS, OPS, assert_unchanged, set_isa, snapshot, stored, tensor
+
+CASES = list(minifloat.cases())
+BASE = [
+    minifloat.Case(9, 37, 130, "e3m2", None, "float32", True),
+    minifloat.Case(9, 37, 130, "e2m3", 32, "float32"),
+    minifloat.Case(34, 70, 1100, "e2m1", 64, "bfloat16", True),
+    minifloat.Case(11, 40, 256, "int4", 128, "float32"),
+]
+
+
+def arguments(case: minifloat.Case, d: minifloat.Data) -> list:
+    """x, tiles, format, w_scale, group scale tiles, bias; the tiles from the oracle's own bytes."""
+    x = stored(tensor(d.x).to(getattr(torch, case.dtype)), case.storage)
+    packed = tensor(minifloat.pack(d.codes, case.format))
+    scale = None if d.group_scale is None else lowbit.ops.prepack_fp_group_scale(tensor(d.group_scale))
+    tiles = lowbit.ops.prepack_fp_weight(packed, case.format, case.k)
+    return [x, tiles, case.format, tensor(d.w_scale), scale, tensor(d.bias)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_against_the_oracle(case, isa):
+    d = minifloat.data(case)
+    args = arguments(case, d)
+    before = snapshot(args)
+    y = OPS.fp_linear(*args)
+    assert_unchanged(args, before)
+    want, magnitude = minifloat.expected(case, d)
+    empty = 0 in want.shape
+    if case.values == "integers":  # every sum is exact; what is left is the rounding to the output's dtype
+        compare.exact(y, torch.from_numpy(want).float().to(y.dtype), allow_empty=empty)
+    else:
+        compare.bounded(y, want, magnitude, case.k + 8, case.dtype, allow_empty=empty)
+
+
+@CPU_ONLY
+@pytest.mark.parametrize("case", [c for c in CASES if c.m][::3], ids=str)
+def test_same_bits_on_every_isa(case):
+    args, results = arguments(case, minifloat.data(case, seed=1)), {}
+    before = lowbit.ops.isa()
+    for isa in ISAS:
+        set_isa(isa)
+        results[isa] = lowbit.ops.fp_linear(*args)
+    set_isa(before)
+    for isa, y in results.items():
+        assert torch.equal(y, results[ISAS[0]]), isa
+
+
+@pytest.mark.parametrize("case", BASE, ids=str)
+def test_rows_do_not_see_each_other(case, isa):
+    args = arguments(case, minifloat.data(case))
+    whole = OPS.fp_linear(*args)
+    for first, last in ((0, 1), (1, 3), (2, 7), (4, 9), (3, 8), (8, 9)):
+        compare.exact(OPS.fp_linear(args[0][first:last], *args[1:]), whole[first:last])
+    x = args[0].clone()
+    x[4] = float("nan")
+    got = OPS.fp_linear(x, *args[1:])
+    keep = [i for i in range(case.m) if i != 4]
+    assert got[4].isnan().all()
+    compare.exact(got[keep], whole[keep])
+
+
+@pytest.mark.parametrize("case", BASE, ids=str)
+def test_close_to_the_reference(case, isa):
+    args = arguments(case, minifloat.data(case, seed=2))
+    got, want = OPS.fp_linear(*args), ref.fp_linear(*args)
+    d = minifloat.data(case, seed=2)
+    _, magnitude = minifloat.expected(case, d)
+    compare.bounded(got, want.double().numpy(), magnitude, case.k + 8, case.dtype)
+
+
+@CPU_ONLY
+@pytest.mark.parametrize("name", minifloat.FORMATS)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (16, 8), (33, 37), (5, 0), (0, 9)])
+def test_tiles(name, n, k):
+    """The prepacked weight, read by an independent reader, and unpacked again."""
+    codes = np.random.default_rng((n, k)).integers(0, 1 << minifloat.BITS[name], (n, k)).astype(np.uint8)
+    packed = tensor(minifloat.pack(codes, name))
+    tiles = lowbit.ops.prepack_fp_weight(packed, name, k)
+    assert torch.equal(tiles, ref.prepack_fp_weight(packed, name, k))
+    assert np.array_equal(minifloat.read_tiles(tiles.numpy(), name, n, k), codes)
+    back = ref.unprepack_fp_weight(tiles, name, n, k)
+    if name == "int4" and k % 2:
+        # its pad is the code of zero, 8
+        back = back & torch.tensor([255] * (k // 2) + [15], dtype=torch.uint8)
+    assert torch.equal(back, packed)
+
+
+def test_every_code_at_every_place(isa):
+    """One hot input: each output is one weight, for all codes at all eight steps of a tile."""
+    for name in minifloat.FORMATS:
+        count = 1 << minifloat.BITS[name]
+        codes = (np.arange(count)[:, None] + np.arange(16)) % count
+        case = minifloat.Case(16, count, 16, name)
+        d = minifloat.Data(np.eye(16, dtype=np.float32), codes.astype(np.uint8), np.ones(count, np.float32),
+                           None, None)  # fmt: skip
+        want = minifloat.TABLES[name][codes].T.astype(np.float32)
+        compare.exact(OPS.fp_linear(*arguments(case, d)), want)
+
+
+def test_extreme_scales(isa):
+    """Group scales over the whole range of e8m0, its subnormal end included."""
+    scale = np.array([[0, 1, 127, 253, 254]], np.uint8)
+    codes = np.zeros((1, 160), np.uint8)
+    codes[0, ::32] = 0b001000  # 1.0 in e2m3
+    for g in range(5):
+        x = np.zeros((1, 160), np.float32)
+        x[0, 32 * g] = 1.0
+        d = minifloat.Data(x, codes, np.ones(1, np.float32), scale, None)
+        y = OPS.fp_linear(*arguments(minifloat.Case(1, 1, 160, "e2m3", 32), d))
+        # the power of two that fp16 lends the codes is given back after the scale, so the smallest underflow
+        want = float(np.float32(2.0 ** (int(scale[0, g]) - 127 - 14))) * 2.0**14
+        assert float(y) == want
+
+
+@pytest.mark.parametrize("power", [-100, -80, -40, -21, -20, 40, 41, 70, 100])
+def test_activations_of_any_size(power, isa):
+    """Whole numbers times a power of two: exact, though the way through bf16 serves a part of the range."""
+    for fmt, group in (("e3m2", None), ("e2m3", 32), ("e2m1", None)):
+        case = minifloat.Case(3, 40, 96, fmt, group, values="integers")
+        d = minifloat.data(case)
+        d.w_scale[:] = 1
+        want, _ = minifloat.expected(case, d)
+        d.x = (d.x * 2.0**power).astype(np.float32)
+        compare.exact(OPS.fp_linear(*arguments(case, d)), (want * 2.0**power).astype(np.float32))
+
+
+def good(**changes) -> dict:
+    args = {
+        "x": torch.zeros(2, 40), "weight": torch.zeros(2, 5, 96, dtype=torch.uint8), "format": "e2m3",
+        "w_scale": torch.ones(20),
+    }  # fmt: skip
+    return args | changes
+
+
+@CPU_ONLY
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"format": "e4m3"}, 'format is "e4m3", expected one of e3m2, e2m3, e2m1, e1m2, e3m0, int4'),
+        ({"format": "e2m1"}, r"fp_linear: weight \(tiles .*\) has shape \[2, 5, 96\], expected \[2, 5, 64\]"),
+        ({"x": torch.zeros(2, 41)}, r"weight .* has shape \[2, 5, 96\], expected \[2, 6, 96\]"),
+        ({"x": torch.zeros(2, 40).double()}, "x has dtype float64, expected float32, bfloat16 or float16"),
+        ({"w_scale": torch.ones(33)}, r"expected \[3, 5, 96\]"),
+        ({"w_scale": torch.ones(20).half()}, "w_scale has dtype float16, expected float32"),
+        ({"bias": torch.ones(19)}, r"bias has shape \[19\], expected \[20\]"),
+        ({"group_scale": torch.ones(2, 2, 16)}, "group_scale has dtype float32, expected uint8"),
+        (
+            {"group_scale": torch.ones(2, 3, 16, dtype=torch.uint8)},
+            r"group_scale has 3 groups for K = 40, expected ceil\(K / 32\)",
+        ),
+        ({"group_scale": torch.ones(1, 2, 16, dtype=torch.uint8)}, r"expected the \[2, groups, 16\]"),
+    ],
+)
+def test_refusals(changes, sentence):
+    with pytest.raises(RuntimeError, match=sentence):
+        lowbit.ops.fp_linear(**good(**changes))
+
+
+@CPU_ONLY
+def test_prepack_refusals():
+    packed = torch.zeros(4, 6, dtype=torch.uint8)
+    for args, sentence in (
+        ((packed, "e2m3", 9), "6 bytes per row, expected 9 for 9 codes of e2m3"),
+        ((packed, "e2m1", 10), "6 bytes per row, expected 5 for 10 codes of e2m1"),
+        ((packed.int(), "e2m3", 8), "weight_packed has dtype int32, expected uint8"),
+        ((packed[0], "e2m3", 8), "weight_packed has 1 dimensions"),
+        ((packed, "int8", 6), 'format is "int8", expected one of'),
+    ):
+        with pytest.raises(RuntimeError, match=sentence):
+            lowbit.ops.prepack_fp_weight(*args)
+    scale = torch.full((2, 3), 127, dtype=torch.uint8)
+    scale[1, 2] = 255
+    with pytest.raises(RuntimeError, match=r"group_scale\[1, 2\] is 255, the NaN of e8m0"):
+        lowbit.ops.prepack_fp_group_scale(scale)
+    with pytest.raises(RuntimeError, match="group_scale has dtype float32, expected uint8"):
+        lowbit.ops.prepack_fp_group_scale(torch.ones(2, 3))
+
+
+@CPU_ONLY
+def test_gradient_is_exact():
+    """dL/dx = dL/dy W and dL/db = sum dL/dy, as of a plain linear with the same weight."""
+    for case in (BASE[0], BASE[1]):
+        args = arguments(case, minifloat.data(case))
+        d = minifloat.data(case)
+        w = torch.from_numpy(d.weight64(case) * d.w_scale[:, None].astype(np.float64)).float()
+        x = args[0].clone().requires_grad_()
+        bias = None if args[5] is None else args[5].clone().requires_grad_()
+        y = lowbit.ops.fp_linear(x, *args[1:5], bias)
+        grad = torch.randn_like(y)
+        y.backward(grad)
+        torch.testing.assert_close(x.grad, grad @ w, rtol=1e-5, atol=1e-5)
+        if bias is not None:
+            torch.testing.assert_close(bias.grad, grad.sum(0), rtol=1e-6, atol=1e-5)
+
+
+def test_threads_change_nothing(isa):
+    case = minifloat.Case(5, 1030, 512, "e3m2", 64)
+    args, results = arguments(case, minifloat.data(case)), []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(OPS.fp_linear(*args))
+    torch.set_num_threads(before)
+    assert all(torch.equal(y, results[0]) for y in results)
+
+
+def test_all_formats_are_listed():
+    from lowbit.minifloat import FLOAT_FORMATS
+
+    assert sorted(minifloat.FLOATS) == sorted(FLOAT_FORMATS)
+    assert len(list(itertools.groupby(sorted(c.format for c in CASES)))) == len(minifloat.FORMATS)
