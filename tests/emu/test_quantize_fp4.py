@@ -102,6 +102,22 @@ def test_special_rows(emulated, fmt, k):
     check(emulated, np.full((1, k), 2.0**100, np.float32), fmt, 0.25, exponent)  # leaves the range: NaN
 
 
+def test_every_exponent(emulated):
+    """2^e of all of int8, subnormal ones included: x = 2^-e becomes one, as far as fp32 has it."""
+    exponent = np.arange(-128, 128).astype(np.int8)
+    x = np.ldexp(np.float32(1), np.minimum(-exponent.astype(np.int64), 127)).astype(np.float32)
+    for fmt in fp4.FORMATS:
+        check(emulated, x[None], fmt, 0.25, exponent)
+
+
+@pytest.mark.parametrize("k", [4, 12, 20, 132])
+def test_exponents_of_a_row_that_ends_inside_a_chunk(emulated, k):
+    """fp32 rows of k = 4 modulo 8 start on 16 bytes, but their exponents end inside a chunk's eight."""
+    exponent = np.arange(k).astype(np.int8) % 7 - 3
+    check(emulated, r.normal(1, k), "e2m1", None, exponent)
+    check(emulated, r.normal(3, k), "e3m0", 0.7, exponent)
+
+
 def test_equals_the_cpu_kernels(emulated):
     x = r.normal(5, 640, dtype="bfloat16", seed=9)
     exponent = np.random.default_rng(0).integers(-3, 4, 640).astype(np.int8)

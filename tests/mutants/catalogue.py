@@ -298,7 +298,7 @@ MUTANTS = [
     Mutant("int_gemm_cuda", _FP4, "(plus - minus + 0x80808080u) ^ 0x80808080u", "plus - minus"),
     Mutant("int_gemm_cuda", _UNPACK, "w >> 16, turned >> 16)", "w >> 16, turned)"),
     Mutant("int_gemm_cuda", _UNPACK, "ptx::prmt(first, second, 0x7531)", "ptx::prmt(first, second, 0x5731)"),
-    Mutant("int_gemm_cuda", _EPILOGUE, "w_scale[i] = ptx::mul_rn(w_scale[i], p.w_factor);", ""),
+    Mutant("int_gemm_cuda", _EPILOGUE, "ptx::mul_rn(w_scale[i], p.w_factor)", "w_scale[i]"),
     # FP4: the given scale, subnormal powers of two, saturation, exponents past the end of a row, signs
     Mutant(
         "quantize_cuda",
