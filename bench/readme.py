@@ -92,11 +92,12 @@ def _linear(run: dict) -> str:
 
 def _fp_gemm(run: dict) -> str:
     points = {(p["n"], p["k"], p["m"]): p for p in run["points"]}
-    rows = [["N x K", "weights", *(f"M = {m}" for m in BATCHES)]]
+    batches = sorted({p["m"] for p in run["points"]})
+    rows = [["N x K", "weights", *(f"M = {m}" for m in batches)]]
     for n, k in dict.fromkeys((p["n"], p["k"]) for p in run["points"]):
         for name in run["summary"]:
             cells = []
-            for m in BATCHES:
+            for m in batches:
                 t = points[n, k, m]["ours"][name] if (n, k, m) in points else None
                 cells.append(f"{t['median'] * 1e3:.3g} ms, {t['ratio']['torch bf16']:.2f}x" if t else "")
             rows.append([f"{n} x {k}", name.removeprefix("lowbit "), *cells])
