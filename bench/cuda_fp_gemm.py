@@ -12,7 +12,8 @@ from lowbit import minifloat
 from torch import Tensor
 
 from . import cuda_ceiling, report
-from .cuda_linear import Call, Unavailable, _skip, shapes_of
+from .cuda_linear import shapes_of
+from .cuda_peers import Call, Humming, TorchLinear, bind_checked, contenders
 from .cuda_timing import copies_for, interleave_graphs
 from .timing import geometric_mean
 
@@ -35,47 +36,6 @@ class Problem:
         shape = {"device": self.device, "generator": self.generator}
         self.w_scale = torch.rand(self.n, **shape) * 1e-3 + 1e-4
         self.plain = (torch.randn(self.n, self.k, **shape) * 0.05).to(self.dtype)
-
-
-class Torch:
-    """torch.nn.functional.linear in the type of x."""
-
-    name, kind = BASE, "peer"
-
-    def __init__(self, p: Problem):
-        count = copies_for(2 * p.plain.numel(), p.device)
-        self.weights = [p.plain.clone() for _ in range(count)]
-
-    def bind(self, x: Tensor) -> list[Call]:
-        return [lambda w=w: torch.nn.functional.linear(x, w) for w in self.weights]
-
-    def check(self, x: Tensor, y: Tensor) -> None:
-        pass
-
-
-class Humming:
-    """humming-kernels' float6e3m2 by its own layer class."""
-
-    name, kind = "humming float6e3m2", "peer"
-
-    def __init__(self, p: Problem):
-        try:
-            from humming.layer import HummingLayer
-
-            layer = HummingLayer(
-                shape_n=p.n, shape_k=p.k, weight_config={"dtype": "float6e3m2"}, torch_dtype=p.dtype,
-            ).to(p.device)  # fmt: skip
-            layer.load_from_unquantized(p.plain)
-            layer.finish_load()
-        except Exception as error:
-            raise Unavailable(f"humming: {type(error).__name__}: {error}") from error
-        self.layer = layer
-
-    def bind(self, x: Tensor) -> list[Call]:
-        return [lambda: self.layer(x)]  # one copy: below the L2 size its numbers are too good
-
-    def check(self, x: Tensor, y: Tensor) -> None:
-        pass
 
 
 class Ours:
@@ -132,35 +92,18 @@ class Ours:
 
 
 def _contenders(p: Problem, options: argparse.Namespace) -> list:
-    makers = [lambda: Torch(p)]
+    makers = [lambda: TorchLinear(BASE, p.plain, p.device)]
     if not options.no_peers:
-        makers.append(lambda: Humming(p))
-    makers += [lambda v=v: Ours(p, *v) for v in VARIANTS]
-    found = []
-    for make in makers:
-        try:
-            c = make()
-        except (Unavailable, NotImplementedError) as reason:
-            _skip(str(reason).splitlines()[0])
-            continue
-        if c.kind == "peer" or options.only is None or options.only.lower() in c.name.lower():
-            found.append(c)
-    return found
+        makers.append(lambda: Humming("humming float6e3m2", {"dtype": "float6e3m2"}, p.plain, p.device))
+    return contenders(makers + [lambda v=v: Ours(p, *v) for v in VARIANTS], options.only)
 
 
-def _point(p: Problem, m: int, contenders: list, options: argparse.Namespace) -> dict:
+def _point(p: Problem, m: int, found: list, options: argparse.Namespace) -> dict:
     x = torch.randn(m, p.k, device=p.device, generator=p.generator).to(p.dtype)
-    calls: dict[str, list[Call]] = {}
-    for c in contenders:
-        try:
-            bound = c.bind(x)
-            c.check(x, bound[-1]())
-            calls[c.name] = bound
-        except (Unavailable, NotImplementedError) as reason:
-            _skip(str(reason).splitlines()[0])
+    calls = bind_checked(found, x)
     times = interleave_graphs(calls, options.rounds, options.slice, p.device)
     point: dict = {"m": m, "n": p.n, "k": p.k, "dtype": str(p.dtype).removeprefix("torch."), "times": {}}
-    for c in contenders:
+    for c in found:
         if c.name not in times:
             continue
         t = times[c.name]
@@ -198,11 +141,11 @@ def run(options: argparse.Namespace, device: str = "cuda") -> dict:
     for n, k in shapes_of(options.shapes):
         for dtype in (torch.float16, torch.bfloat16):
             p = Problem(n, k, dtype, device)
-            contenders = _contenders(p, options)
+            found = _contenders(p, options)
             for m in options.rows:
-                points.append(_point(p, m, contenders, options))
+                points.append(_point(p, m, found, options))
                 _print(points[-1])
-            del p, contenders
+            del p, found
     summary: dict = {}
     for name in {n: None for point in points for n in point["times"] if n.startswith("lowbit")}:
         per_m = {

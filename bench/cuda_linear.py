@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_ceiling, report
+from .cuda_peers import Call, Humming, Peer, TorchLinear, Unavailable, bind_checked, contenders
 from .cuda_timing import copies_for, interleave_graphs
 from .timing import geometric_mean
 
@@ -22,11 +23,6 @@ LAYERS = {
 }
 ROWS = (1, 16, 64, 256, 1024, 4096)
 BASE = "torch fp16"
-Call = Callable[[], Tensor]
-
-
-class Unavailable(RuntimeError):
-    """This contender cannot run here; the message says why."""
 
 
 @dataclass
@@ -51,23 +47,10 @@ class Problem:
         return torch.stack((self.packed & 15, self.packed >> 4), -1).flatten(1).to(torch.int8) - 8
 
 
-class Fp16:
-    name, kind = BASE, "peer"
-
-    def __init__(self, p: Problem):
-        self.weights = [p.half.clone() for _ in range(copies_for(2 * p.half.numel(), p.device))]
-
-    def bind(self, x: Tensor) -> list[Call]:
-        return [lambda w=w: torch.nn.functional.linear(x, w) for w in self.weights]
-
-    def check(self, x: Tensor, y: Tensor) -> None:
-        pass
-
-
-class IntMm:
+class IntMm(Peer):
     """torch._int_mm from int8 codes to int32 sums: no scales, no fp16 result."""
 
-    name, kind = "torch _int_mm", "peer"
+    name = "torch _int_mm"
 
     def __init__(self, p: Problem):
         self.weights = [p.int8.clone() for _ in range(copies_for(p.int8.numel(), p.device))]
@@ -77,39 +60,6 @@ class IntMm:
             raise Unavailable("_int_mm wants more than 16 rows")
         q, _ = torch.ops.lowbit.quantize_int8(x)
         return [lambda w=w: torch._int_mm(q, w.T) for w in self.weights]
-
-    def check(self, x: Tensor, y: Tensor) -> None:
-        pass
-
-
-class Humming:
-    """humming-kernels, int4 weights with fp16 activations, by its own layer class."""
-
-    name, kind = "humming w4a16", "peer"
-
-    def __init__(self, p: Problem):
-        try:
-            from humming.layer import HummingLayer
-        except Exception as error:
-            raise Unavailable(f"humming: {type(error).__name__}: {error}") from error
-        try:
-            layer = HummingLayer(
-                shape_n=p.n,
-                shape_k=p.k,
-                weight_config={"dtype": "uint4", "group_size": 0},
-                torch_dtype=torch.float16,
-            ).to(p.device)
-            layer.load_from_unquantized(p.half)
-            layer.finish_load()
-        except Exception as error:
-            raise Unavailable(f"humming: {type(error).__name__}: {error}") from error
-        self.layer = layer
-
-    def bind(self, x: Tensor) -> list[Call]:
-        return [lambda: self.layer(x)]  # one copy: below the L2 size its numbers are too good
-
-    def check(self, x: Tensor, y: Tensor) -> None:
-        pass
 
 
 class Ours:
@@ -161,43 +111,19 @@ VARIANTS = (  # weight bits, activation bits, groups of 128, gemm alone
 
 
 def _contenders(p: Problem, options: argparse.Namespace) -> list:
-    found = []
-    makers: list[Callable[[], object]] = [lambda: Fp16(p)]
+    makers: list[Callable[[], object]] = [lambda: TorchLinear(BASE, p.half, p.device)]
     if not options.no_peers:
-        makers += [lambda: IntMm(p), lambda: Humming(p)]
-    makers += [lambda v=v: Ours(p, *v) for v in VARIANTS]
-    for make in makers:
-        try:
-            c = make()
-            if c.kind == "peer" or options.only is None or options.only.lower() in c.name.lower():
-                found.append(c)
-        except (Unavailable, NotImplementedError) as reason:
-            _skip(str(reason).splitlines()[0])
-    return found
+        int4 = {"dtype": "uint4", "group_size": 0}
+        makers += [lambda: IntMm(p), lambda: Humming("humming w4a16", int4, p.half, p.device)]
+    return contenders(makers + [lambda v=v: Ours(p, *v) for v in VARIANTS], options.only)
 
 
-_said: set[str] = set()
-
-
-def _skip(reason: str) -> None:
-    if reason not in _said:
-        _said.add(reason)
-        print(f"skipped: {reason[:200]}")
-
-
-def _point(p: Problem, m: int, contenders: list, options: argparse.Namespace) -> dict:
+def _point(p: Problem, m: int, found: list, options: argparse.Namespace) -> dict:
     x = torch.randn(m, p.k, device=p.device, generator=torch.Generator(p.device).manual_seed(m)).half()
-    calls: dict[str, list[Call]] = {}
-    for c in contenders:
-        try:
-            bound = c.bind(x)
-            c.check(x, bound[-1]())
-            calls[c.name] = bound
-        except (Unavailable, NotImplementedError) as reason:
-            _skip(str(reason).splitlines()[0])
+    calls = bind_checked(found, x)
     times = interleave_graphs(calls, options.rounds, options.slice, p.device)
     point: dict = {"m": m, "n": p.n, "k": p.k, "times": {}}
-    for c in contenders:
+    for c in found:
         if c.name not in times:
             continue
         t = times[c.name]
@@ -246,11 +172,11 @@ def run(options: argparse.Namespace, device: str = "cuda") -> dict:
     points = []
     for n, k in shapes_of(options.shapes):
         p = Problem(n, k, device)
-        contenders = _contenders(p, options)
+        found = _contenders(p, options)
         for m in options.rows:
-            points.append(_point(p, m, contenders, options))
+            points.append(_point(p, m, found, options))
             _print(points[-1])
-        del p, contenders
+        del p, found
     summary: dict = {}
     for name in {n: None for point in points for n in point["times"] if n.startswith("lowbit")}:
         per_m = {

@@ -15,12 +15,6 @@
 
 namespace lowbit::cpu::LOWBIT_ISA {
 
-// How codes at the top of a 16-bit word become numbers: shifted right arithmetically and masked, sign,
-// exponent and mantissa lie where fp16 or bf16 has them, and the value is too small by 2^kPower.
-//
-// Through fp16 a conversion makes fp32. Through bf16 none is needed, the even and the odd words are fp32
-// already, but codes without exponent are fp32 subnormals: activations come times 2^64 (kLift) to keep the
-// products clear of them, and only CPUs that multiply subnormals at full speed go this way (prefers_split).
 template <bool kSplit>
 struct SumOf {
   using Type = Wide;
@@ -29,6 +23,9 @@ template <>
 struct SumOf<true> {
   using Type = Split;
 };
+
+// How codes at the top of a 16-bit word become numbers: shifted right arithmetically and masked, sign,
+// exponent and mantissa lie where fp16 has them, and the value is too small by 2^kPower.
 enum class Through { kFp16, kBf16, kInteger };
 template <int kBits_, Through kThrough_, int kShift_, int kMask_, int kPower_>
 struct Decode {
@@ -37,35 +34,22 @@ struct Decode {
   static constexpr bool kSplit = kThrough == Through::kBf16;
   using Sum = typename SumOf<kSplit>::Type;
 };
-template <Format>
-struct DecodeOf;
-template <>
-struct DecodeOf<Format::kE3M2> {
-  using Fp16 = Decode<6, Through::kFp16, 2, 0x9f00, 12>;
-  using Bf16 = Decode<6, Through::kBf16, 5, 0x83e0, 124>;
-};
-template <>
-struct DecodeOf<Format::kE2M3> {
-  using Fp16 = Decode<6, Through::kFp16, 3, 0x8f80, 14>;
-  using Bf16 = Decode<6, Through::kBf16, 6, 0x81f0, 126>;
-};
-template <>
-struct DecodeOf<Format::kE2M1> {
-  using Fp16 = Decode<4, Through::kFp16, 3, 0x8e00, 14>;
-  using Bf16 = Decode<4, Through::kBf16, 6, 0x81c0, 126>;
-};
-template <>
-struct DecodeOf<Format::kE1M2> {
-  using Fp16 = Decode<4, Through::kFp16, 4, 0x8700, 14>;
-  using Bf16 = Decode<4, Through::kBf16, 7, 0x80e0, 126>;
-};
-template <>
-struct DecodeOf<Format::kE3M0> {
-  using Fp16 = Decode<4, Through::kFp16, 2, 0x9c00, 12>;
-  using Bf16 = Decode<4, Through::kBf16, 5, 0x8380, 124>;
-};
+using DecodeE3M2 = Decode<6, Through::kFp16, 2, 0x9f00, 12>;
+using DecodeE2M3 = Decode<6, Through::kFp16, 3, 0x8f80, 14>;
+using DecodeE2M1 = Decode<4, Through::kFp16, 3, 0x8e00, 14>;
+using DecodeE1M2 = Decode<4, Through::kFp16, 4, 0x8700, 14>;
+using DecodeE3M0 = Decode<4, Through::kFp16, 2, 0x9c00, 12>;
 using DecodeInt4 = Decode<4, Through::kInteger, 12, 0xffff, 0>;
-constexpr float kLift = 0x1p64f, kLower = 0x1p48f;  // bf16's power less fp16's is 112 for every format
+
+// The same with exponent and mantissa three bits lower, where bf16 has them. fp16 needs a conversion to
+// become fp32; here the even and the odd words are fp32 already, but codes without exponent are fp32
+// subnormals: activations come times 2^64 (kLift) to keep the products clear of them, and only CPUs that
+// multiply subnormals at full speed go this way (prefers_split). Values are smaller than through fp16 by
+// another 2^112, so that kLower brings sums to what they are there.
+template <class D>
+using ThroughBf16 =
+    Decode<D::kBits, Through::kBf16, D::kShift + 3, (0x8000 | (D::kMask & 0x7fff) >> 3), D::kPower>;
+constexpr float kLift = 0x1p64f, kLower = 0x1p48f;
 // rows whose largest magnitude lies here lose nothing through bf16 that fp32 sums would have kept
 constexpr float kSplitLow = 0x1p-20f, kSplitHigh = 0x1p40f;
 
@@ -193,7 +177,7 @@ static inline void fp_epilogue(const FpGemmParams& p, float lower, float power, 
 template <class D>
 static inline void fp_write(const FpGemmParams& p, const float* total, int64_t row, int64_t rows,
                             int64_t tile, int64_t tiles) {
-  constexpr float kScale = float(1 << (D::kSplit ? D::kPower - 112 : D::kPower));
+  constexpr float kScale = float(1 << D::kPower);
   const float down = D::kSplit && !p.group_scale ? kLower : 1.0f;
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t t = 0; t < tiles; ++t) {
@@ -287,25 +271,25 @@ static bool fp_pack(const FpGemmParams& p, int64_t begin, int64_t end) {
 
 static bool fp_prefers_split(const FpGemmParams& p) { return p.format != Format::kInt4 && prefers_split(); }
 
-template <Format kFormat>
-static inline void fp_run_format(const FpGemmParams& p, int64_t begin, int64_t end) {
+template <class D>
+static inline void fp_run_float(const FpGemmParams& p, int64_t begin, int64_t end) {
   if constexpr (kHasSplit)
-    if (p.split) return fp_run<typename DecodeOf<kFormat>::Bf16>(p, begin, end);
-  fp_run<typename DecodeOf<kFormat>::Fp16>(p, begin, end);
+    if (p.split) return fp_run<ThroughBf16<D>>(p, begin, end);
+  fp_run<D>(p, begin, end);
 }
 
 static void fp_tiles(const FpGemmParams& p, int64_t begin, int64_t end) {
   switch (p.format) {
     case Format::kE3M2:
-      return fp_run_format<Format::kE3M2>(p, begin, end);
+      return fp_run_float<DecodeE3M2>(p, begin, end);
     case Format::kE2M3:
-      return fp_run_format<Format::kE2M3>(p, begin, end);
+      return fp_run_float<DecodeE2M3>(p, begin, end);
     case Format::kE2M1:
-      return fp_run_format<Format::kE2M1>(p, begin, end);
+      return fp_run_float<DecodeE2M1>(p, begin, end);
     case Format::kE1M2:
-      return fp_run_format<Format::kE1M2>(p, begin, end);
+      return fp_run_float<DecodeE1M2>(p, begin, end);
     case Format::kE3M0:
-      return fp_run_format<Format::kE3M0>(p, begin, end);
+      return fp_run_float<DecodeE3M0>(p, begin, end);
     case Format::kInt4:
       return fp_run<DecodeInt4>(p, begin, end);
     default:

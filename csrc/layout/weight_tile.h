@@ -16,8 +16,6 @@ namespace lowbit::tile {
 constexpr int64_t kN = 16, kK = 8;
 constexpr int64_t kInt4Bytes = 64, kInt8Bytes = 128;
 
-static constexpr int64_t blocks(int64_t size, int64_t of) { return (size + of - 1) / of; }
-
 struct Nibble {
   int64_t byte;
   bool high;

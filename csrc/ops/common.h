@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../cpu/dispatch.h"
+#include "../numeric/ceil_div.h"
 #include "../numeric/int4.h"
 
 namespace lowbit::ops {
@@ -157,6 +158,16 @@ inline Rows rows_of(const Tensor& t, const char* op, const char* arg) {
   int64_t rows = 1;
   for (int64_t i = 0; i + 1 < t.dim(); ++i) rows *= t.size(i);
   return {rows, k};
+}
+
+// A bias as contiguous fp32 [n].
+inline OptTensor float_bias(const OptTensor& bias, int64_t n, const char* op) {
+  if (!bias) return std::nullopt;
+  float_dtype(bias->scalar_type(), op, "bias");
+  const bool fp32 = bias->scalar_type() == ScalarType::Float;
+  const Tensor b = as_contiguous(fp32 ? *bias : torch::stable::to(*bias, ScalarType::Float));
+  check_shape(b, {n}, op, "bias");
+  return b;
 }
 
 inline void check_clip(const char* op, double clip) {

@@ -17,8 +17,8 @@ Tensor prepack_fp_weight(const Tensor& weight_in, std::string_view name, int64_t
   check(k >= 0 && weight_in.size(1) == packed_bytes(k, format), op, ": weight_packed has ", weight_in.size(1),
         " bytes per row, expected ", packed_bytes(k, format), " for ", k, " codes of ", name);
   const Tensor weight = as_contiguous(weight_in);
-  const int64_t n = weight.size(0), bytes = weight.size(1), k_tiles = blocks_of(k, fp_tile::kK);
-  const int64_t tile_bytes = fp_tile::bytes(bits), n_tiles = blocks_of(n, fp_tile::kN);
+  const int64_t n = weight.size(0), bytes = weight.size(1), k_tiles = ceil_div(k, fp_tile::kK);
+  const int64_t tile_bytes = fp_tile::bytes(bits), n_tiles = ceil_div(n, fp_tile::kN);
   Tensor tiles = empty({n_tiles, k_tiles, tile_bytes}, ScalarType::Byte);
   uint8_t* to = static_cast<uint8_t*>(tiles.mutable_data_ptr());
   const uint8_t* from = static_cast<const uint8_t*>(weight.const_data_ptr());
@@ -48,7 +48,7 @@ template <class T>
 void interleave(const Tensor& from_tensor, Tensor& to_tensor, int64_t n, int64_t groups, T one) {
   const T* from = static_cast<const T*>(from_tensor.const_data_ptr());
   T* to = static_cast<T*>(to_tensor.mutable_data_ptr());
-  for (int64_t row = 0; row < blocks_of(n, fp_tile::kN) * fp_tile::kN; ++row)
+  for (int64_t row = 0; row < ceil_div(n, fp_tile::kN) * fp_tile::kN; ++row)
     for (int64_t g = 0; g < groups; ++g)
       to[(row / fp_tile::kN * groups + g) * fp_tile::kN + row % fp_tile::kN] =
           row < n ? from[row * groups + g] : one;
@@ -63,7 +63,7 @@ Tensor prepack_fp_group_scale(const Tensor& scale_in) {
         " dimensions, expected [N, K / group]");
   const Tensor scale = as_contiguous(scale_in);
   const int64_t n = scale.size(0), groups = scale.size(1);
-  Tensor tiles = empty({blocks_of(n, fp_tile::kN), groups, fp_tile::kN}, scale.scalar_type());
+  Tensor tiles = empty({ceil_div(n, fp_tile::kN), groups, fp_tile::kN}, scale.scalar_type());
   if (is_e8m0) {
     const uint8_t* code = static_cast<const uint8_t*>(scale.const_data_ptr());
     for (int64_t i = 0; i < n * groups; ++i)
@@ -100,7 +100,7 @@ Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view form
   if (layer.bias) p.bias = static_cast<const float*>(layer.bias->const_data_ptr());
 
   const cpu::Kernels& kernels = cpu::active();
-  Workspace panels(p.m * blocks_of(p.k, fp_tile::kK) * fp_tile::kK * 4);
+  Workspace panels(p.m * ceil_div(p.k, fp_tile::kK) * fp_tile::kK * 4);
   p.panels = panels.as<float>();
   const int64_t count = kernels.fp_panel_count(p), per_panel = p.m / count * p.k + 1;
   p.split = kernels.fp_prefers_split(p);
@@ -115,7 +115,7 @@ Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view form
   }
   // a piece of work below ~30k multiply-adds costs less than waking a thread
   const int64_t per_tile = fp_tile::kN * p.k * p.m + 1;
-  parallel(blocks_of(p.n, fp_tile::kN), 1 + 32768 / per_tile,
+  parallel(ceil_div(p.n, fp_tile::kN), 1 + 32768 / per_tile,
            [&](int64_t, int64_t begin, int64_t end) { kernels.fp_tiles(p, begin, end); });
   return y;
 }

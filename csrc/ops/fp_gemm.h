@@ -36,8 +36,6 @@ struct FpPieces {
 };
 constexpr FpPieces kCpuFpTiles{fp_tile::kN, fp_tile::kK};
 
-inline int64_t blocks_of(int64_t size, int64_t of) { return (size + of - 1) / of; }
-
 // Weight, scales and bias of fp_linear.
 struct FpLayer {
   int64_t n, k, group = 0;
@@ -53,16 +51,10 @@ struct FpLayer {
     check_dtype(w_scale, ScalarType::Float, op, "w_scale");
     n = w_scale.numel();
     check_shape(weight,
-                {blocks_of(n, pieces.n), blocks_of(k, pieces.k), pieces.n * pieces.k * bits_of(format) / 8},
-                op, "weight (tiles of prepack_fp_weight)");
+                {ceil_div(n, pieces.n), ceil_div(k, pieces.k), pieces.n * pieces.k * bits_of(format) / 8}, op,
+                "weight (tiles of prepack_fp_weight)");
     if (group_scale_in) set_groups(op, pieces, as_contiguous(*group_scale_in));
-    if (bias_in) {
-      float_dtype(bias_in->scalar_type(), op, "bias");
-      bias = as_contiguous(bias_in->scalar_type() == ScalarType::Float
-                               ? *bias_in
-                               : torch::stable::to(*bias_in, ScalarType::Float));
-      check_shape(*bias, {n}, op, "bias");
-    }
+    bias = float_bias(bias_in, n, op);
   }
 
  private:
@@ -70,12 +62,12 @@ struct FpLayer {
     const bool e8m0 = tiles.scalar_type() == ScalarType::Byte;
     check(e8m0 || tiles.scalar_type() == ScalarType::Half, op, ": group_scale has dtype ",
           name_of(tiles.scalar_type()), ", expected uint8 (e8m0, groups of 32) or float16");
-    check(tiles.dim() == 3 && tiles.size(0) == blocks_of(n, pieces.n) && tiles.size(2) == pieces.n, op,
-          ": group_scale has shape ", text(shape_of(tiles)), ", expected the [", blocks_of(n, pieces.n),
+    check(tiles.dim() == 3 && tiles.size(0) == ceil_div(n, pieces.n) && tiles.size(2) == pieces.n, op,
+          ": group_scale has shape ", text(shape_of(tiles)), ", expected the [", ceil_div(n, pieces.n),
           ", groups, ", pieces.n, "] of prepack_fp_group_scale");
-    if (e8m0 && blocks_of(k, 32) == tiles.size(1)) group = 32;
+    if (e8m0 && ceil_div(k, 32) == tiles.size(1)) group = 32;
     for (const int64_t g : {128, 64, 32})
-      if (!e8m0 && blocks_of(k, g) == tiles.size(1)) group = g;
+      if (!e8m0 && ceil_div(k, g) == tiles.size(1)) group = g;
     check(group != 0, op, ": group_scale has ", tiles.size(1), " groups for K = ", k, ", expected ",
           e8m0 ? "ceil(K / 32)" : "ceil(K / g) with g of 32, 64 or 128");
     group_scale = tiles;

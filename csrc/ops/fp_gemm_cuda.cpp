@@ -91,10 +91,10 @@ struct Call {
   // numbers are rounded where multiply() rounds them.
   void dequantize_and_multiply(const Tensor& x, Tensor& y) {
     const ScalarType type = x.scalar_type();
-    const int64_t row_bytes = 2 * layer.k, blocks = blocks_of(layer.n, fp_fragment::kN);
+    const int64_t row_bytes = 2 * layer.k, blocks = ceil_div(layer.n, fp_fragment::kN);
     int64_t per_panel = kPanelBytes / (row_bytes * fp_fragment::kN);
     if (per_panel < 1) per_panel = 1;
-    const int64_t block_bytes = blocks_of(layer.k, fp_fragment::kK) * fp_fragment::block_bytes(weight);
+    const int64_t block_bytes = ceil_div(layer.k, fp_fragment::kK) * fp_fragment::block_bytes(weight);
     const uint8_t* const tiles = keep<uint8_t>(layer.weight);
     for (int64_t block = 0; block < blocks; block += per_panel) {
       const int64_t first = block * fp_fragment::kN;

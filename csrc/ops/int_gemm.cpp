@@ -13,16 +13,16 @@ Tensor prepack_int4_weight(const Tensor& weight_in) {
   check(weight_in.dim() == 2, op, ": weight_packed has ", weight_in.dim(),
         " dimensions, expected [N, ceil(K / 2)]");
   const Tensor weight = as_contiguous(weight_in);
-  const int64_t n = weight.size(0), bytes = weight.size(1), k_tiles = tile::blocks(2 * bytes, tile::kK);
-  Tensor tiles = empty({tile::blocks(n, tile::kN), k_tiles, tile::kInt4Bytes}, ScalarType::Byte);
+  const int64_t n = weight.size(0), bytes = weight.size(1), k_tiles = ceil_div(2 * bytes, tile::kK);
+  Tensor tiles = empty({ceil_div(n, tile::kN), k_tiles, tile::kInt4Bytes}, ScalarType::Byte);
   uint8_t* to = static_cast<uint8_t*>(tiles.mutable_data_ptr());
-  memset(to, int4::kZeroByte, size_t(tile::blocks(n, tile::kN) * k_tiles * tile::kInt4Bytes));
+  memset(to, int4::kZeroByte, size_t(ceil_div(n, tile::kN) * k_tiles * tile::kInt4Bytes));
   const uint8_t* from = static_cast<const uint8_t*>(weight.const_data_ptr());
   const auto put = [&](int64_t row, int64_t k, int code) {
     const tile::Nibble at = tile::int4_at(row, k, k_tiles);
     to[at.byte] = uint8_t(at.high ? (to[at.byte] & 15) | (code << 4) : (to[at.byte] & 0xf0) | code);
   };
-  parallel(tile::blocks(n, tile::kN), 1 + 65536 / (bytes * 16 + 1), [&](int64_t, int64_t begin, int64_t end) {
+  parallel(ceil_div(n, tile::kN), 1 + 65536 / (bytes * 16 + 1), [&](int64_t, int64_t begin, int64_t end) {
     const int64_t last = end * tile::kN < n ? end * tile::kN : n;
     for (int64_t row = begin * tile::kN; row < last; ++row)
       for (int64_t b = 0; b < bytes; ++b) {
@@ -38,10 +38,10 @@ Tensor prepack_int8_weight(const Tensor& weight_in) {
   check_dtype(weight_in, ScalarType::Char, op, "weight");
   check(weight_in.dim() == 2, op, ": weight has ", weight_in.dim(), " dimensions, expected [N, K]");
   const Tensor weight = as_contiguous(weight_in);
-  const int64_t n = weight.size(0), k = weight.size(1), k_tiles = tile::blocks(k, tile::kK);
-  Tensor tiles = empty({tile::blocks(n, tile::kN), k_tiles, tile::kInt8Bytes}, ScalarType::Char);
+  const int64_t n = weight.size(0), k = weight.size(1), k_tiles = ceil_div(k, tile::kK);
+  Tensor tiles = empty({ceil_div(n, tile::kN), k_tiles, tile::kInt8Bytes}, ScalarType::Char);
   int8_t* to = static_cast<int8_t*>(tiles.mutable_data_ptr());
-  memset(to, 0, size_t(tile::blocks(n, tile::kN) * k_tiles * tile::kInt8Bytes));
+  memset(to, 0, size_t(ceil_div(n, tile::kN) * k_tiles * tile::kInt8Bytes));
   const int8_t* from = static_cast<const int8_t*>(weight.const_data_ptr());
   for (int64_t row = 0; row < n; ++row)
     for (int64_t i = 0; i < k; ++i) to[tile::int8_at(row, i, k_tiles)] = from[row * k + i];
@@ -54,7 +54,7 @@ Tensor prepack_group_scale(const Tensor& scale_in) {
   check(scale_in.dim() == 2, op, ": group_scale has ", scale_in.dim(),
         " dimensions, expected [N, K / group]");
   const Tensor scale = as_contiguous(scale_in);
-  const int64_t n = scale.size(0), g = scale.size(1), blocks = tile::blocks(n, tile::kN);
+  const int64_t n = scale.size(0), g = scale.size(1), blocks = ceil_div(n, tile::kN);
   Tensor tiles = empty({blocks, g, tile::kN}, ScalarType::Byte);
   const uint8_t* from = static_cast<const uint8_t*>(scale.const_data_ptr());
   uint8_t* to = static_cast<uint8_t*>(tiles.mutable_data_ptr());

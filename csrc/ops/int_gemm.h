@@ -31,16 +31,11 @@ struct LinearLayer {
           "prepack_int8_weight");
     check_dtype(w_scale, ScalarType::Float, op, "w_scale");
     n = w_scale.numel();
-    check_shape(
-        weight,
-        {tile::blocks(n, pieces.n), tile::blocks(k, pieces.k), int8 ? pieces.int8_bytes : pieces.int4_bytes},
-        op, "weight (tiles)");
+    check_shape(weight,
+                {ceil_div(n, pieces.n), ceil_div(k, pieces.k), int8 ? pieces.int8_bytes : pieces.int4_bytes},
+                op, "weight (tiles)");
     if (group_scale_in) set_groups(op, pieces, as_contiguous(*group_scale_in));
-    if (bias_in) {
-      bias = as_contiguous(bias_in->scalar_type() == ScalarType::Float ? *bias_in : to_float(*bias_in, op));
-      check(bias->numel() == n && bias->dim() == 1, op, ": bias has shape ", text(shape_of(*bias)),
-            ", expected [", n, "]");
-    }
+    bias = float_bias(bias_in, n, op);
   }
 
   void check_depth(const char* op, int64_t deepest) const {
@@ -51,19 +46,14 @@ struct LinearLayer {
   void set_groups(const char* op, const Pieces& pieces, const Tensor& tiles) {
     check_dtype(tiles, ScalarType::Byte, op, "group_scale");
     check(!int8, op, ": group_scale is given with int8 weight tiles, expected int4 weight tiles");
-    check(tiles.dim() == 3 && tiles.size(0) == tile::blocks(n, pieces.n) && tiles.size(2) == pieces.n, op,
-          ": group_scale has shape ", text(shape_of(tiles)), ", expected the [", tile::blocks(n, pieces.n),
+    check(tiles.dim() == 3 && tiles.size(0) == ceil_div(n, pieces.n) && tiles.size(2) == pieces.n, op,
+          ": group_scale has shape ", text(shape_of(tiles)), ", expected the [", ceil_div(n, pieces.n),
           ", groups, ", pieces.n, "] of prepack_group_scale");
     for (const int64_t g : {32, 64, 128})
-      if (!group && tile::blocks(k, g) == tiles.size(1)) group = g;
+      if (!group && ceil_div(k, g) == tiles.size(1)) group = g;
     check(group != 0, op, ": group_scale has ", tiles.size(1), " groups for K = ", k,
           ", expected ceil(K / g) with g of 32, 64 or 128");
     group_scale = tiles;
-  }
-
-  static Tensor to_float(const Tensor& t, const char* op) {
-    float_dtype(t.scalar_type(), op, "bias");
-    return torch::stable::to(t, ScalarType::Float);
   }
 };
 

@@ -30,7 +30,7 @@ struct CpuLayer : LinearLayer {
              [&](int64_t, int64_t begin, int64_t end) { kernels.gemm_pack(p, begin, end); });
     // a piece of work below ~100k multiply-adds costs less than waking a thread
     const int64_t per_tile = tile::kN * p.k * p.m + 1;
-    const int64_t tiles = tile::blocks(p.n, tile::kN);
+    const int64_t tiles = ceil_div(p.n, tile::kN);
     parallel(tiles, 1 + 131072 / per_tile,
              [&](int64_t, int64_t begin, int64_t end) { kernels.gemm_tiles(p, begin, end); });
   }

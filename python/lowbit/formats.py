@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .minifloat import (
+    E8M0_NAN,
     FLOAT_FORMATS,
     FloatFormat,
     decode,
@@ -52,11 +53,10 @@ FP6_FORMATS = ("e3m2", "e2m3")
 GROUP_SIZES = (32, 64, 128)
 MAX_GROUP_SCALE = 16
 E8M0_GROUP = 32  # the only group size of E8M0 scales
-E8M0_NAN = 255
 _SCALE_DTYPES = {None: torch.uint8, "e8m0": torch.uint8, "fp16": torch.float16}
 
 __all__ = [
-    "E8M0_GROUP", "FLOAT_FORMATS", "FORMAT_IDS", "FORMAT_NAMES", "FORMAT_VERSION", "FP4_FORMATS",
+    "E8M0_GROUP", "E8M0_NAN", "FLOAT_FORMATS", "FORMAT_IDS", "FORMAT_NAMES", "FORMAT_VERSION", "FP4_FORMATS",
     "FP6_FORMATS", "GROUP_SIZES", "MAX_GROUP_SCALE", "FloatFormat", "bits_of", "check_group_size",
     "check_scale_format", "decode", "decode_e8m0", "default_scale_format", "encode", "encode_e8m0",
     "find_format", "group_count", "layer_tensors", "meta_tensor", "pack_codes", "packed_bytes", "round_to",

@@ -44,7 +44,7 @@ FLOAT_FORMATS = {
         FloatFormat("e3m0", 3, 0, 3),
     )
 }
-_E8M0_NAN = 255
+E8M0_NAN = 255
 
 
 def find_format(name: str) -> FloatFormat:
@@ -144,7 +144,7 @@ def unpack_codes(packed: Tensor, format: str, k: int) -> Tensor:
 def decode_e8m0(codes: Tensor) -> Tensor:
     """fp32 [...] of uint8 scale codes: 2^(code - 127); 255 is NaN."""
     value = torch.ldexp(torch.ones_like(codes, dtype=torch.float32), codes.to(torch.int32) - 127)
-    return torch.where(codes == _E8M0_NAN, torch.full_like(value, torch.nan), value)
+    return torch.where(codes == E8M0_NAN, torch.full_like(value, torch.nan), value)
 
 
 def encode_e8m0(x: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def encode_e8m0(x: Tensor) -> Tensor:
     x = x.detach().float()
     mantissa, exponent = torch.frexp(x)  # x = mantissa * 2^exponent, 0.5 <= mantissa < 1
     code = (exponent + (mantissa >= 0.75) + 126).clamp(0, 254)
-    return torch.where((x > 0) & x.isfinite(), code, torch.full_like(code, _E8M0_NAN)).to(torch.uint8)
+    return torch.where((x > 0) & x.isfinite(), code, torch.full_like(code, E8M0_NAN)).to(torch.uint8)
 
 
 def _pad(codes: Tensor, multiple: int) -> Tensor:

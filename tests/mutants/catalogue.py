@@ -516,7 +516,7 @@ MUTANTS = [
     # weight-only on the CPU: a group's scale, masks, the pieces of the last codes of a tile, the tail of K
     Mutant("fp_gemm", _FP, "w, t, first / w.group_k8", "w, t, begin / w.group_k8"),
     Mutant("fp_gemm", _FP, "Through::kFp16, 2, 0x9f00, 12>", "Through::kFp16, 2, 0x9e00, 12>"),
-    Mutant("fp_gemm", _FP, "Through::kBf16, 6, 0x81f0, 126>", "Through::kBf16, 6, 0x81e0, 126>"),
+    Mutant("fp_gemm", _FP, "(D::kMask & 0x7fff) >> 3", "(D::kMask & 0x7f7f) >> 3"),
     Mutant("fp_gemm", _FP, "shift_left<8>(row(1)), 0x0c00", "shift_left<8>(row(1)), 0x0800"),
     Mutant("fp_gemm", _FP, "++k) out[k * stride] = 0;", "++k) out[k * stride] = NAN;"),
     Mutant("fp_gemm", _FP, "kSplitLow = 0x1p-20f, kS", "kSplitLow = 0x1p-120f, kS"),

@@ -7,6 +7,7 @@
 
 #include "../../numeric/ceil_div.h"
 #include "../common/device.h"
+#include "../common/splits.h"
 #include "params.h"
 
 namespace lowbit::kernels::fp_gemm {
@@ -59,16 +60,6 @@ constexpr Tile tile_for(int m) { return m <= kSmall.tokens ? kSmall : kMiddle; }
 constexpr int resident(const Tile& t, int shared, const Device& device) {
   const int fit = (device.shared_bytes + 1024) / (shared + 1024);
   return fit < 1 ? 1 : fit < t.blocks_per_sm ? fit : t.blocks_per_sm;
-}
-
-// Splits of K until every multiprocessor has its blocks, each split at least kLeast stages deep: below that
-// the partial sums cost more than the idle multiprocessors.
-constexpr int splits_for(int64_t tiles, int stages, int64_t slots) {
-  constexpr int kLeast = 4, kMost = 16;
-  int64_t splits = tiles ? slots / tiles : 1;
-  if (splits > stages / kLeast) splits = stages / kLeast;
-  if (splits > kMost) splits = kMost;
-  return splits < 1 ? 1 : int(splits);
 }
 
 // What a card runs. `splits`: as many as that at most, none of them empty; 0 = by splits_for. A different

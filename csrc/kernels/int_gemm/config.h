@@ -7,6 +7,7 @@
 
 #include "../../numeric/ceil_div.h"
 #include "../common/device.h"
+#include "../common/splits.h"
 #include "params.h"
 
 namespace lowbit::kernels::int_gemm {
@@ -78,15 +79,6 @@ constexpr Tile tile_for(int m, int k, Codes codes, int sm) {
   if (m <= 16 || (hopper && k == 0)) return kMmaSmall;
   if (hopper) return m <= 64 ? kWgmmaSmall : m <= 128 ? kWgmmaMiddle : kWgmmaLarge;
   return m <= 64 ? kMmaMiddle : kMmaLarge;
-}
-
-// Splits of K until every multiprocessor has its blocks, each split at least kLeast stages deep.
-constexpr int splits_for(int64_t tiles, int stages, int64_t slots) {
-  constexpr int kLeast = 4, kMost = 16;
-  int64_t splits = tiles ? slots / tiles : 1;
-  if (splits > stages / kLeast) splits = stages / kLeast;
-  if (splits > kMost) splits = kMost;
-  return splits < 1 ? 1 : int(splits);
 }
 
 // What a card runs. `splits`: as many as that at most, none of them empty; 0 = by splits_for. The sums are

@@ -1,10 +1,9 @@
 // From s32 sums to y: reduction over the splits of K, staging through shared memory, scales, rounding, store.
 #pragma once
 
-#include "../../layout/mma_fragment.h"
 #include "../../ptx/bits.h"
-#include "../../ptx/memory.h"
 #include "../../ptx/sync.h"
+#include "../common/staged_tile.cuh"
 #include "config.h"
 
 namespace lowbit::kernels::int_gemm {
@@ -53,39 +52,6 @@ LOWBIT_DEVICE bool reduce_splits(const Team<kThreads>& team, int32_t (&sums)[kSu
   }
   if (t == 0) ptx::st_release_global_u32(ticket, 0);
   return true;
-}
-
-// Puts the D fragments of one 16-channel slab and one block of 8 tokens into the staged tile [tokens][kRows +
-// kPad].
-template <int kRows>
-LOWBIT_DEVICE void stage_fragment(ptx::smem_ptr<int32_t> tile, int channel, int token, const int32_t* d) {
-  const int lane = ptx::lane_index();
-  LOWBIT_UNROLL
-  for (int i = 0; i < 4; ++i)
-    ptx::st_shared(
-        tile + ((token + fragment::d_col(lane, i)) * (kRows + kPad) + channel + fragment::d_row(lane, i)),
-        d[i]);
-}
-
-constexpr int kWide = 4;  // neighbouring channels of a thread: 16 bytes of sums, a warp reads 512 in a row
-
-// Channels [0, valid) of `from`, the rest zero.
-LOWBIT_DEVICE ptx::f32x4 load_channels(const float* from, int valid, bool wide) {
-  if (wide) return ptx::ld_global<ptx::Load::kNc>(reinterpret_cast<const ptx::f32x4*>(from));
-  ptx::f32x4 v;
-  LOWBIT_UNROLL
-  for (int i = 0; i < kWide; ++i) v[i] = i < valid ? ptx::ld_global<ptx::Load::kNc>(from + i) : 0.f;
-  return v;
-}
-
-template <class Word>
-LOWBIT_DEVICE void store_channels(void* y, int64_t element, int valid, bool wide,
-                                  const ptx::Vector<Word, kWide>& v) {
-  Word* to = static_cast<Word*>(y) + element;
-  if (wide) return ptx::st_global(reinterpret_cast<ptx::Vector<Word, kWide>*>(to), v);
-  LOWBIT_UNROLL
-  for (int i = 0; i < kWide; ++i)
-    if (i < valid) ptx::st_global(to + i, v[i]);
 }
 
 // y of a staged tile: float(sum) * w_scale, * x_scale, + bias, three roundings in this order as on every

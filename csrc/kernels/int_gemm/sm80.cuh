@@ -217,7 +217,7 @@ gemm_mma(const Params p) {
   LOWBIT_UNROLL
   for (int s = 0; s < C::kSlabs; ++s) LOWBIT_UNROLL
   for (int j = 0; j < C::kTokenBlocks; ++j)
-    stage_fragment<C::kRows>(staged, 16 * (slab + s), warp_token + 8 * j, sums[s][j]);
+    stage_fragment<C::kRows + kPad>(staged, 16 * (slab + s), warp_token + 8 * j, sums[s][j]);
   block.sync();
   constexpr int kShift = C::kS4 ? 0 : Slab<C::kWeight>::kShift;
   write_tile<C::kRows, kShift, C::kWeight == Weight::kFp4>(block, p, staged, row, token, C::kTokens);

@@ -188,7 +188,8 @@ LOWBIT_DEVICE void finish_item(int32_t (&sums)[C::kSums], const Params& p, const
   LOWBIT_UNROLL
   for (int t = 0; t < C::kTokens; t += kStagedTokens) {
     LOWBIT_UNROLL
-    for (int j = 0; j < kStagedTokens; j += 8) stage_fragment<64>(staged, slab, j, sums + (t + j) / 8 * 4);
+    for (int j = 0; j < kStagedTokens; j += 8)
+      stage_fragment<64 + kPad>(staged, slab, j, sums + (t + j) / 8 * 4);
     group.sync();
     write_tile<64, Slab<C::kWeight>::kShift, C::kWeight == Weight::kFp4>(
         group, p, staged, row, item.token_tile * C::kTokens + t, kStagedTokens);
