@@ -5,21 +5,34 @@
 
 namespace lowbit::cpu {
 
-namespace scalar {
-extern const Kernels kernels;
-}
+// What the families of one instruction set add to its table.
+#define LOWBIT_TABLE(isa)               \
+  namespace isa {                       \
+  void add_quantize(Kernels&);          \
+  void add_hadamard(Kernels&);          \
+  void add_int_gemm(Kernels&);          \
+  void add_fp_gemm(Kernels&);           \
+  void add_kv_cache(Kernels&);          \
+  static const Kernels* kernels() {     \
+    static const Kernels table = [] {   \
+      Kernels k{};                      \
+      k.name = #isa;                    \
+      add_quantize(k), add_hadamard(k); \
+      add_int_gemm(k), add_fp_gemm(k);  \
+      add_kv_cache(k);                  \
+      return k;                         \
+    }();                                \
+    return &table;                      \
+  }                                     \
+  }
+
+LOWBIT_TABLE(scalar)
 #if defined(LOWBIT_HAVE_X86)
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
+LOWBIT_TABLE(avx2)
+LOWBIT_TABLE(avx512)
 #endif
 #if defined(LOWBIT_HAVE_SIMDE)
-namespace avx512_simde {
-extern const Kernels kernels;
-}
+LOWBIT_TABLE(avx512_simde)
 #endif
 
 const std::vector<Isa>& isa_table() {
@@ -27,20 +40,20 @@ const std::vector<Isa>& isa_table() {
     std::vector<Isa> t;
 #if defined(LOWBIT_HAVE_SIMDE)
     t.push_back({"avx512_simde", "AVX2, for SIMDe's AVX-512 (tests only, never chosen by itself)",
-                 bool(__builtin_cpu_supports("avx2")), &avx512_simde::kernels});
+                 bool(__builtin_cpu_supports("avx2")), avx512_simde::kernels()});
 #endif
-    t.push_back({"scalar", "any CPU", true, &scalar::kernels});
+    t.push_back({"scalar", "any CPU", true, scalar::kernels()});
 #if defined(LOWBIT_HAVE_X86)
     __builtin_cpu_init();
     t.push_back(
         {"avx2", "AVX2, FMA, F16C",
          __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
-         &avx2::kernels});
+         avx2::kernels()});
     t.push_back({"avx512", "AVX-512 F, BW, DQ, VL, VNNI",
                  __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                      __builtin_cpu_supports("avx512vnni"),
-                 &avx512::kernels});
+                 avx512::kernels()});
 #endif
     return t;
   }();

@@ -253,7 +253,7 @@ static void hadamard(const In* x, Out* y, float* work, int64_t n, int64_t order,
   }
 }
 
-static int64_t hadamard_scratch(const HadamardParams& p) {
+static inline int64_t hadamard_scratch(const HadamardParams& p) {
   return p.order == 1 ? p.n : mix_scratch(p.order, p.two);
 }
 
@@ -265,7 +265,7 @@ static void hadamard_typed(const HadamardParams& p, float* scratch, int64_t begi
            in_place ? nullptr : scratch, (end - begin) * p.n, p.order, p.two, p.mix, p.scale);
 }
 
-static void hadamard_rows(const HadamardParams& p, float* scratch, int64_t begin, int64_t end) {
+static inline void hadamard_rows(const HadamardParams& p, float* scratch, int64_t begin, int64_t end) {
   if (p.dtype == DType::f32) hadamard_typed<float>(p, scratch, begin, end);
   if (p.dtype == DType::bf16) hadamard_typed<bf16>(p, scratch, begin, end);
   if (p.dtype == DType::f16) hadamard_typed<f16>(p, scratch, begin, end);

@@ -217,18 +217,18 @@ static inline int64_t panel_count(const GemmParams& p) {
   return (p.m + Dot::kRows - 1) / Dot::kRows;
 }
 
-static int64_t gemm_panel_count(const GemmParams& p) {
+static inline int64_t gemm_panel_count(const GemmParams& p) {
   return with_dot(p, [&](auto dot) { return panel_count<decltype(dot)>(p); });
 }
 
-static int64_t gemm_panel_words(const GemmParams& p) {
+static inline int64_t gemm_panel_words(const GemmParams& p) {
   return with_dot(p, [&](auto dot) {
     using Dot = decltype(dot);
     return panel_words<Dot>(p, Dot::kRows) * panel_count<Dot>(p);
   });
 }
 
-static void gemm_pack(const GemmParams& p, int64_t begin, int64_t end) {
+static inline void gemm_pack(const GemmParams& p, int64_t begin, int64_t end) {
   with_dot(p, [&](auto dot) {
     using Dot = decltype(dot);
     const int64_t full = panel_words<Dot>(p, Dot::kRows);
@@ -239,7 +239,7 @@ static void gemm_pack(const GemmParams& p, int64_t begin, int64_t end) {
   });
 }
 
-static void gemm_tiles(const GemmParams& p, int64_t begin, int64_t end) {
+static inline void gemm_tiles(const GemmParams& p, int64_t begin, int64_t end) {
   with_dot(p, [&](auto dot) { run_tiles<decltype(dot)>(p, begin, end); });
 }
 

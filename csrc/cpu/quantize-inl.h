@@ -13,7 +13,7 @@ static inline bool transformed(const QuantizeParams& p) { return p.order != 0 ||
 static inline int64_t padded(int64_t k) { return (k + 63) / 64 * 64; }
 
 // row in fp32, the codes of a packed row (bytes), and what the transform needs
-static int64_t quantize_scratch(const QuantizeParams& p) {
+static inline int64_t quantize_scratch(const QuantizeParams& p) {
   return padded(p.k) + padded(p.k) / 4 + (p.order > 1 ? mix_scratch(p.order, p.two) : p.k);
 }
 
@@ -107,7 +107,7 @@ static void quantize_typed(const QuantizeParams& p, float* scratch, int64_t begi
   }
 }
 
-static void quantize_rows(const QuantizeParams& p, float* scratch, int64_t begin, int64_t end) {
+static inline void quantize_rows(const QuantizeParams& p, float* scratch, int64_t begin, int64_t end) {
   if (p.x_dtype == DType::f32) quantize_typed<float>(p, scratch, begin, end);
   if (p.x_dtype == DType::bf16) quantize_typed<bf16>(p, scratch, begin, end);
   if (p.x_dtype == DType::f16) quantize_typed<f16>(p, scratch, begin, end);
@@ -164,7 +164,7 @@ static void quantize_fp4_typed(const QuantizeFp4Params& p, int64_t begin, int64_
   });
 }
 
-static void quantize_fp4_rows(const QuantizeFp4Params& p, int64_t begin, int64_t end) {
+static inline void quantize_fp4_rows(const QuantizeFp4Params& p, int64_t begin, int64_t end) {
   if (p.x_dtype == DType::f32) quantize_fp4_typed<float>(p, begin, end);
   if (p.x_dtype == DType::bf16) quantize_fp4_typed<bf16>(p, begin, end);
   if (p.x_dtype == DType::f16) quantize_fp4_typed<f16>(p, begin, end);

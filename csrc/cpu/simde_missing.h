@@ -1,5 +1,5 @@
 // The AVX-512 intrinsics that vec_avx512.h uses and SIMDe 0.7.4 lacks, lane by lane, from Intel's
-// definitions. Seen only by isa_avx512_simde.cpp.
+// definitions. Seen only under LOWBIT_SIMDE.
 #pragma once
 
 #include <cmath>
