@@ -56,11 +56,18 @@ inline int64_t key_block_of(const char* op, std::optional<int64_t> key_block, in
 // 1 / sqrt(block), as lowbit.hadamard gets it.
 inline float key_scale_of(int64_t block) { return float(1.0 / __builtin_sqrt(double(block))); }
 
+inline Tensor slots_of(const char* op, const Tensor& slots, int64_t tokens) {
+  check_dtype(slots, ScalarType::Long, op, "slots");
+  check_shape(slots, {tokens}, op, "slots");
+  return as_contiguous(slots);
+}
+
 // Arguments of kv4_append.
 struct Kv4Append {
   DType dtype;
-  Tensor key, value, slots;  // [T, Hkv, D] twice, int64 [T]
+  Tensor key, value;  // [T, Hkv, D]
   int64_t tokens;
+  Tensor slots;  // int64 [T]
   Kv4Pages cache;
   int64_t key_block;
   float clip;
@@ -71,16 +78,15 @@ struct Kv4Append {
       : dtype((check_clip(op, clip_in), float_dtype(key_in.scalar_type(), op, "key"))),
         key(as_contiguous(key_in)),
         value((check_dtype(value_in, key_in.scalar_type(), op, "value"), as_contiguous(value_in))),
-        slots((check_dtype(slots_in, ScalarType::Long, op, "slots"), as_contiguous(slots_in))),
         tokens((check(key_in.dim() == 3, op, ": key has ", key_in.dim(),
                       " dimensions, expected 3: [tokens, kv_heads, head size]"),
                 key_in.size(0))),
+        slots(slots_of(op, slots_in, tokens)),
         cache(op, key_in.size(2), key_codes, key_params, value_codes, value_params),
         key_block(key_block_of(op, block, cache.d)),
         clip(float(clip_in)) {
     check_shape(key, {tokens, cache.kv_heads, cache.d}, op, "key");
     check_shape(value, {tokens, cache.kv_heads, cache.d}, op, "value");
-    check_shape(slots, {tokens}, op, "slots");
   }
 };
 
