@@ -62,6 +62,7 @@ struct HadamardParams {
 };
 
 // y[m, n] = float(sum_k x[m, k] w[n, k]) * (w_scale[n] * w_factor) (* x_scale[m]) (+ bias[n])
+//           (+ low_rank[m, r] * low_rank_up[r, n], r = 0, 1, ...) (+ residual[m, n])
 struct GemmParams {
   int64_t m, n, k;
   const uint8_t* weight;       // tiles, layout/weight_tile.h
@@ -72,11 +73,15 @@ struct GemmParams {
   const int8_t* x;             // [m, x_stride]: codes, zero past k up to a multiple of 8
   int64_t x_stride;
   int max_code;  // promised: |x| <= 8 (int4), 127 (quantize_int8), 128 (any int8), or an Fp4Table's max
-  const float* w_scale;  // [n]
-  float w_factor = 1;    // a power of two
-  const float* x_scale;  // [m] or null
-  const float* bias;     // [n] or null
-  void* y;               // [m, n]
+  const float* w_scale;      // [n]
+  float w_factor = 1;        // a power of two
+  const float* x_scale;      // [m] or null
+  const float* bias;         // [n] or null
+  int64_t rank;              // 0: no low-rank term
+  const float* low_rank;     // [m, rank]
+  const float* low_rank_up;  // [rank, n]
+  const void* residual;      // [m, n] of y's dtype, or null; may be y itself
+  void* y;                   // [m, n]
   DType y_dtype;
   int32_t* panels;  // workspace of gemm_panel_words(p) words, 64-byte aligned
 };

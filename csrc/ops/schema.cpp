@@ -14,13 +14,16 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
   m.def("hadamard_quantize(Tensor x, int bits, float clip=1.0, int? block=None) -> (Tensor, Tensor)");
   m.def(
       "int4_linear(Tensor x_q, Tensor? x_scale, Tensor weight, Tensor w_scale, Tensor? group_scale=None, "
-      "Tensor? bias=None, ScalarType? out_dtype=None) -> Tensor");
+      "Tensor? bias=None, ScalarType? out_dtype=None, Tensor? residual=None, Tensor? low_rank=None, "
+      "Tensor? low_rank_up=None) -> Tensor");
   m.def(
       "int8_linear(Tensor x_q, Tensor? x_scale, Tensor weight, Tensor w_scale, Tensor? bias=None, "
-      "ScalarType? out_dtype=None) -> Tensor");
+      "ScalarType? out_dtype=None, Tensor? residual=None, Tensor? low_rank=None, Tensor? low_rank_up=None) -> "
+      "Tensor");
   m.def(
       "dynamic_linear(Tensor x, Tensor weight, Tensor w_scale, Tensor? group_scale=None, Tensor? bias=None, "
-      "int activation_bits=8, float clip=1.0, int? hadamard_block=None, Tensor? shift=None) -> Tensor");
+      "int activation_bits=8, float clip=1.0, int? hadamard_block=None, Tensor? shift=None, "
+      "Tensor? residual=None) -> Tensor");
   m.def("encode_fp(Tensor x, str format, bool ties_away=False) -> Tensor");
   m.def("prepack_fp_weight(Tensor weight_packed, str format, int k) -> Tensor");
   m.def("prepack_fp_group_scale(Tensor group_scale) -> Tensor");

@@ -94,6 +94,9 @@ def _(
     group_scale: Tensor | None = None,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    residual: Tensor | None = None,
+    low_rank: Tensor | None = None,
+    low_rank_up: Tensor | None = None,
 ) -> Tensor:
     return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
 
@@ -106,6 +109,9 @@ def _(
     w_scale: Tensor,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    residual: Tensor | None = None,
+    low_rank: Tensor | None = None,
+    low_rank_up: Tensor | None = None,
 ) -> Tensor:
     return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
 
@@ -121,6 +127,7 @@ def _(
     clip: float = 1.0,
     hadamard_block: int | None = None,
     shift: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     return _linear(x, w_scale.numel(), x.dtype)
 
