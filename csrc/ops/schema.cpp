@@ -22,7 +22,8 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "dynamic_linear(Tensor x, Tensor weight, Tensor w_scale, Tensor? group_scale=None, Tensor? bias=None, "
       "int activation_bits=8, float clip=1.0, int? hadamard_block=None, Tensor? shift=None) -> Tensor");
   m.def(
-      "quantize_static(Tensor x, int bits, Tensor? inverse_step=None, Tensor? shift=None, Tensor? index=None, "
+      "quantize_static(Tensor x, int bits, Tensor? inverse_step=None, Tensor? shift=None, Tensor? "
+      "index=None, "
       "int? hadamard_block=None) -> Tensor");
   m.def(
       "rms_norm_quantize(Tensor x, Tensor weight, float eps, int bits, Tensor? residual=None, "
