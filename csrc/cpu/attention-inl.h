@@ -65,7 +65,7 @@ struct Lanes {
   float sum() const {
     alignas(64) float t[16];
     for (int i = 0; i < 16; i += kLanes) store(t + i, v[i / kLanes]);
-    return tree_sum(t, 16);
+    return neighbour_sum(t, 16);
   }
 };
 
@@ -218,7 +218,7 @@ static inline float arrange_query(const T* q, int64_t d, float softmax_scale, fl
     arrange(load_wide(placed + i), s);
     store_split(to + i, s);
   }
-  return tree_sum(x, d);
+  return neighbour_sum(x, d);
 }
 
 template <int kHeads, class T>

@@ -37,7 +37,7 @@ static void kv4_append_typed(const Kv4AppendParams& p, int64_t begin, int64_t en
 static inline void norm_head(float* x, int64_t d, const float* weight, float eps) {
   alignas(64) float square[kHeadFloats];
   for (int64_t i = 0; i < d; i += kLanes) store(square + i, mul(load(x + i), load(x + i)));
-  const V inv = set1(1.f / __builtin_sqrtf(tree_sum(square, d) / float(d) + eps));
+  const V inv = set1(1.f / __builtin_sqrtf(neighbour_sum(square, d) / float(d) + eps));
   int64_t i = 0;
   for (; i + kLanes <= d; i += kLanes) store(x + i, mul(mul(load(x + i), inv), load(weight + i)));
   if (i < d) store(x + i, mul(mul(load(x + i), inv), load_some(weight + i, d - i)));

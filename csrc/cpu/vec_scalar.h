@@ -29,6 +29,14 @@ static inline V set1(float x) { return x; }
 static inline V add(V a, V b) { return a + b; }
 static inline V sub(V a, V b) { return a - b; }
 static inline V mul(V a, V b) { return a * b; }
+static inline V div(V a, V b) { return a / b; }
+static inline V round_even(V a) { return std::nearbyint(a); }
+// p * 2^n for integers n where the result is a normal number; a NaN stays one
+static inline V times_power(V p, V n) {
+  return n == n ? bits_float(float_bits(p) + (uint32_t(int32_t(n)) << 23)) : p;
+}
+// sums of neighbours: a[0] + a[1], a[2] + a[3], ..., b[0] + b[1], ...
+static inline V pair_sums(V a, V b) { return a + b; }
 static inline V min(V a, V b) { return b < a ? b : a; }
 static inline V max(V a, V b) { return b > a ? b : a; }
 static inline V lane_min(V a) { return a; }
@@ -204,11 +212,6 @@ static inline float to_float(f16 x) { return fp16_to_float(x.bits); }
 
 // ---- attention over 4-bit keys and values ----
 
-// p * 2^n, p in [0.5, 2) and n an integer that leaves the result a normal number
-static inline V times_power(V p, V n) {
-  const int32_t e = n == n ? int32_t(n) : 0;  // NaN: p is NaN too, and stays
-  return bits_float(float_bits(p) + (uint32_t(e) << 23));
-}
 // kLanes pairs of fp16, taken apart
 static inline void load_pairs(const uint16_t* p, V& first, V& second) {
   first = fp16_to_float(p[0]), second = fp16_to_float(p[1]);

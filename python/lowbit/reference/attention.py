@@ -9,28 +9,9 @@ import math
 import torch
 from torch import Tensor
 
+from .fused import exponential, tree_sum
 from .kv_cache import kv4_dequantize, kv4_quantize
 from .transform import hadamard
-
-
-def exponential(t: Tensor) -> Tensor:
-    """exp of t clamped to [-87, 88], in fp32, every operation rounded once: the same bits on every backend."""
-    t = t.float().clamp(-87.0, 88.0)
-    n = (t * 1.44269504).round()
-    r = (t - n * 0.693359375) - n * -2.12194440e-4
-    p = torch.full_like(r, 1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = p * r + c
-    return torch.ldexp((p * (r * r) + r) + 1.0, n)
-
-
-def tree_sum(x: Tensor) -> Tensor:
-    """Sum over the last dimension, neighbours first, padded with zeros to a power of two."""
-    size = 1 << max(0, (x.shape[-1] - 1).bit_length())
-    x = torch.nn.functional.pad(x, (0, size - x.shape[-1]))
-    while x.shape[-1] > 1:
-        x = x[..., 0::2] + x[..., 1::2]
-    return x[..., 0]
 
 
 def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
