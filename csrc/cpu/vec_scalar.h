@@ -208,4 +208,46 @@ static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) { return bf16_to_float(x.bits); }
 static inline float to_float(f16 x) { return fp16_to_float(x.bits); }
 
+// ---- attention over 4-bit keys and values ----
+
+// p * 2^n, p in [0.5, 2) and n an integer that leaves the result a normal number
+static inline V times_power(V p, V n) {
+  const int32_t e = n == n ? int32_t(n) : 0;  // NaN: p is NaN too, and stays
+  return bits_float(float_bits(p) + (uint32_t(e) << 23));
+}
+// kLanes pairs of fp16, taken apart
+static inline void load_pairs(const uint16_t* p, V& first, V& second) {
+  first = fp16_to_float(p[0]), second = fp16_to_float(p[1]);
+}
+// 64 nibbles as 16 words of four. A Split has one float per word.
+struct Words {
+  uint16_t v[16];
+};
+static inline Words load_words(const uint8_t* p) {
+  Words w;
+  for (int i = 0; i < 16; ++i) w.v[i] = uint16_t(p[2 * i] | (p[2 * i + 1] << 8));
+  return w;
+}
+// nibble j of every word, times 16^j: the multiplicand carries 16^-j, and no shift is needed
+static inline Split nibbles(const Words& w, int j) {
+  return each_wide([&](int i) { return float(w.v[i] & (15 << (4 * j))); });
+}
+static inline Split no_split() { return Split{}; }
+static inline Split load_split(const float* p) { return load_wide(p); }
+static inline void store_split(float* p, const Split& s) { store_wide(p, s); }
+static inline void multiply_add(Split& acc, const Split& a, const Split& b) {
+  for (int i = 0; i < 16; ++i) acc.v[i] = std::fma(a.v[i], b.v[i], acc.v[i]);
+}
+// the sixteen lanes of each of four, neighbours first: ((v0 + v1) + (v2 + v3)) + ...
+static inline void lane_sums(const Split (&s)[4], float* sums) {
+  for (int k = 0; k < 4; ++k) {
+    float v[16];
+    memcpy(v, s[k].v, sizeof(v));
+    for (int n = 8; n; n /= 2)
+      for (int i = 0; i < n; ++i) v[i] = v[2 * i] + v[2 * i + 1];
+    sums[k] = v[0];
+  }
+}
+constexpr int kKvNibbles[5] = {0, 4, 4, 4, 4};  // of a word at a time, by heads
+
 }  // namespace lowbit::cpu::LOWBIT_ISA
