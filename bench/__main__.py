@@ -1,4 +1,6 @@
-"""python -m bench linear | fp_gemm | hadamard | quantize: checks results, then times ours and the peers."""
+"""python -m bench linear | fp_gemm | hadamard | quantize | layer | model: checks results, then times ours and
+the peers.
+"""
 
 import argparse
 import sys
@@ -6,9 +8,16 @@ from collections.abc import Sequence
 
 import torch
 
-from . import cuda_fp_gemm, cuda_linear, cuda_rows, fp_gemm, hadamard, linear, quantize, report
+from . import cuda_fp_gemm, cuda_linear, cuda_rows, fp_gemm, hadamard, layer, linear, model, quantize, report
 
-_BENCHES = {"linear": linear, "fp_gemm": fp_gemm, "hadamard": hadamard, "quantize": quantize}
+_BENCHES = {
+    "linear": linear,
+    "fp_gemm": fp_gemm,
+    "hadamard": hadamard,
+    "quantize": quantize,
+    "layer": layer,
+    "model": model,
+}
 _CUDA = {
     "linear": (cuda_linear.run, {"shapes": "all", "rows": list(cuda_linear.ROWS)}),
     "fp_gemm": (
