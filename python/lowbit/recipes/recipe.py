@@ -40,6 +40,7 @@ class Recipe:
     split_growth: float = 0.1  # of it: by how much the copies may widen a layer
     dither: bool = True  # of it: copies round at different places
     prune: bool = False  # of it: as many channels are dropped as copies are added
+    migrate_values: bool = False  # of it: o_proj's steps go into v_proj's output channels
     prefix: bool = False  # one exact token, its keys and values stored, comes before every sequence
     rank: int = 0  # of it: of the compensation of the weights' rounding
     scale_format: str | None = None  # of groups under unquantised activations: "fp16", "e8m0" or "mx"
@@ -114,7 +115,7 @@ class Recipe:
             raise ValueError(f"static_channels: expected int4 weights, 4- or 8-bit activations, got {got}")
         if static and self.weight_method != "gptq":
             raise ValueError(f"static_channels: expected weight_method gptq, got {self.weight_method}")
-        for field in ("split", "rank", "prune"):
+        for field in ("split", "rank", "prune", "migrate_values"):
             value = getattr(self, field)
             if value and not static:
                 raise ValueError(f"{field}: expected it with static_channels alone, got {value}")
@@ -240,12 +241,18 @@ def _llm_fp4() -> dict[str, Recipe]:
 
 
 def _mergequant() -> dict[str, Recipe]:
-    four = Recipe(rotate=True, kv_bits=4, weight_method="gptq", activation_clip=None, static_channels=True)
-    plain = replace(four, static_sites="norm", dither=False)
-    return {
-        "mergequant w4a4": four,
-        "mergequant w4a4 no-split": plain,
-    }
+    unsplit = Recipe(
+        rotate=True, kv_bits=4, weight_method="gptq", activation_clip=None, static_channels=True,
+        mean_shift=True,
+    )  # fmt: skip
+    split = replace(unsplit, split=1.5)
+    recipes = {}
+    for suffix, residual in (("", True), (" no-r1", False)):
+        four = replace(split, rotate_residual=residual)
+        recipes[f"mergequant w4a4{suffix}"] = four
+        recipes[f"mergequant w4a4{suffix} no-split"] = replace(unsplit, rotate_residual=residual)
+        recipes[f"mergequant w4a8{suffix}"] = replace(four, activation_bits=8)
+    return recipes
 
 
 _RECIPES = _build()
