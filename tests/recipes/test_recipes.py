@@ -8,8 +8,8 @@ import pytest
 import torch
 from lowbit.nn import Fp4Linear, Int4Linear, Int8Linear, QuantizedLinear, StaticInt4Linear, WeightOnlyLinear
 from lowbit.quantizers import IntegerScheme, gptq, rtn
-from lowbit.quantizers.calibration import fake_quantize
 from lowbit.quantizers.grid import INT4_FULL, INT8
+from lowbit.quantizers.stages import fake_quantize
 from lowbit.recipes import METHODS, Recipe
 from lowbit.transforms import (
     exact_logits,

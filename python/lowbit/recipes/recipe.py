@@ -20,6 +20,7 @@ class Recipe:
     weight_bits: int = 4  # 4, 6 or 8
     activation_bits: int = 4  # 4 or 8, symmetric per token; 16 = not quantised
     kv_bits: int = 16  # 4 or 16, asymmetric per token and head
+    head_bits: int = 16  # 8 = lm_head in int8, per output channel, and its input per token; 16 = as it is
     group_size: int | None = None  # None = one scale per output channel; 32, 64, 128 = also one per group
     rotate: bool = False  # QuaRot's R1, R2, R4, and R3 in a 4-bit cache
     weight_method: str = "rtn"  # "rtn", "gptq", "llm-fp4" or "llm-fp4-gptq"
@@ -49,6 +50,7 @@ class Recipe:
         _expect("weight_bits", self.weight_bits, (4, 6, 8))
         _expect("activation_bits", self.activation_bits, (4, 8, 16))
         _expect("kv_bits", self.kv_bits, (4, 16))
+        _expect("head_bits", self.head_bits, (8, 16))
         _expect("weight_method", self.weight_method, ("rtn", "gptq", *LLM_FP4))
         _expect("group_size", self.group_size, (None, *GROUP_SIZES))
         if self.weight_bits == 8 and self.group_size is not None:
@@ -243,7 +245,7 @@ def _llm_fp4() -> dict[str, Recipe]:
 def _mergequant() -> dict[str, Recipe]:
     unsplit = Recipe(
         rotate=True, kv_bits=4, weight_method="gptq", activation_clip=None, static_channels=True,
-        mean_shift=True,
+        mean_shift=True, head_bits=8,
     )  # fmt: skip
     split = replace(unsplit, split=1.5)
     recipes = {}
