@@ -117,6 +117,37 @@ struct Kv4Params {
   uint16_t* params;  // fp16 [rows, 2]: scale, zero
 };
 
+// How n values of a row become k codes: picked by index, times inverse_step, minus shift, rounded.
+struct RowCodesParams {
+  int64_t k;
+  const int32_t* index;       // [k] in 0..n-1, or null: k = n
+  const float* inverse_step;  // [k] or null
+  const float* shift;         // [k] or null
+  int bits;                   // 4: nibbles [rows, ceil(k / 2)]; 8: int8 [rows, k]
+  bool static_scale;          // else per token, as QuantizeParams
+  float clip;                 // per token only
+  void* q;
+  float* scale;  // [rows]; static: null, or set to NaN for rows with NaN or infinity, else 1
+};
+
+// A fused row op. The values of a row of x [rows, n] are x, normalised x, or activation(gate) * up.
+struct FusedRowsParams {
+  const void* x;  // gated: [rows, 2 n], a row's gates before its ups
+  DType dtype;    // of x, residual and sum
+  int64_t n;
+  // rms_norm_quantize: (s[index[j]] / rms(s)) * (weight[j] + gain_offset) with s = x (+ residual, kept as
+  // sum)
+  const void* residual;  // [rows, n] or null
+  void* sum;             // [rows, n] with residual
+  const float* weight;   // [k]
+  float eps, gain_offset;
+  bool gelu;  // gated_quantize: gelu_tanh instead of silu
+  // the others: Hadamard of the values, as QuantizeParams
+  int64_t order, two;
+  const MixTable* mix;
+  RowCodesParams codes;
+};
+
 struct Kernels {
   const char* name;
   // scratch: gives the floats of workspace that one thread needs
@@ -136,6 +167,10 @@ struct Kernels {
   void (*encode_fp)(const EncodeParams&, int64_t begin, int64_t end);
   void (*kv4_quantize_rows)(const Kv4Params&, int64_t row_begin, int64_t row_end);
   void (*kv4_dequantize_rows)(const Kv4Params&, int64_t row_begin, int64_t row_end);
+  int64_t (*fused_rows_scratch)(const FusedRowsParams&);
+  void (*static_rows)(const FusedRowsParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  void (*norm_rows)(const FusedRowsParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  void (*gated_rows)(const FusedRowsParams&, float* scratch, int64_t row_begin, int64_t row_end);
 };
 
 struct Isa {

@@ -29,6 +29,12 @@ static inline V set1(float x) { return x; }
 static inline V add(V a, V b) { return a + b; }
 static inline V sub(V a, V b) { return a - b; }
 static inline V mul(V a, V b) { return a * b; }
+static inline V div(V a, V b) { return a / b; }
+static inline V round_even(V a) { return std::nearbyint(a); }
+// p * 2^n for integers n where the result is a normal number
+static inline V times_power(V p, V n) { return bits_float(float_bits(p) + (uint32_t(int32_t(n)) << 23)); }
+// sums of neighbours: a[0] + a[1], a[2] + a[3], ..., b[0] + b[1], ...
+static inline V pair_sums(V a, V b) { return a + b; }
 static inline V min(V a, V b) { return b < a ? b : a; }
 static inline V max(V a, V b) { return b > a ? b : a; }
 static inline V lane_min(V a) { return a; }
@@ -48,7 +54,7 @@ static inline I max_abs_bits(I acc, V x) {
 }
 static inline int32_t lane_max_bits(I a) { return a; }
 // codes = rint(x * inv) clamped to [lo, hi]
-static inline V to_codes(V x, V inv, V lo, V hi) { return std::nearbyint(min(max(x * inv, lo), hi)); }
+static inline V to_codes(V x, V inv, V lo, V hi) { return round_even(min(max(x * inv, lo), hi)); }
 static inline void store_i8(int8_t* p, V codes) { *p = int8_t(codes); }
 // codes of a Minifloat; never of NaN
 template <class F>

@@ -20,6 +20,7 @@ TESTS = {
     "fp4": ["tests/ops/test_fp4.py"],
     "fp_gemm": ["tests/ops/test_fp_linear.py", "tests/ops/test_minifloat.py"],
     "kv_cache": ["tests/ops/test_kv_cache.py"],
+    "fused_rows": ["tests/ops/test_fused_rows.py"],
     "int_gemm_cuda": ["tests/emu/test_int_gemm.py"],
     "fp_gemm_cuda": ["tests/emu/test_fp_gemm.py"],
     "quantize_cuda": ["tests/emu/test_quantize.py", "tests/emu/test_quantize_fp4.py"],
@@ -41,6 +42,7 @@ _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
 _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
 _HEADS = "kernels/kv_cache/sm80.cuh"
+_FUSED = "cpu/fused_rows-inl.h"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
 MUTANTS = [
@@ -526,4 +528,63 @@ MUTANTS = [
     Mutant("fp_gemm", _FLOAT, "float(q - below >= 0.5f)", "float(q - below > 0.5f)"),
     Mutant("fp_gemm", _FLOAT, "a = bits < top ? bits :", "a = bits < 2 * top ? bits :"),
     Mutant("fp_gemm", _FLOAT, "kFirst = 127 - kBias + 1;", "kFirst = 127 - kBias;"),
+    # rows that leave as codes: the order of a sum, what is left of a level, the rounded residual
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "pair_sums(pair_sums(v[4], v[5]), pair_sums(v[6], v[7])));",
+        "pair_sums(pair_sums(v[4], v[6]), pair_sums(v[5], v[7])));",
+    ),
+    Mutant("fused_rows", _FUSED, "for (i = count; i % kChunk; ++i) sums[i] = 0.f;", ""),
+    Mutant("fused_rows", _AVX2, "_mm256_hadd_ps(a, b)), 0xD8));", "_mm256_hadd_ps(a, b)), 0xE4));"),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "const V s = part(values + i, count);",
+        "const V s = sum ? add(part(x + i, count), part(residual + i, count)) : part(values + i, count);",
+    ),
+    # the order of two factors and of a step and a shift
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "return mul(mul(v, inv), add(part(p.weight + j, count), offset));",
+        "return mul(v, mul(inv, add(part(p.weight + j, count), offset)));",
+    ),
+    Mutant("fused_rows", _FUSED, "y[j] = from[index[j]];", "y[j] = from[index[j & ~int64_t(63)] + j % 64];"),
+    # the ends of exp, a digit of the polynomial, ln 2 in one part
+    Mutant(
+        "fused_rows", _FUSED, "min(max(set1(-87.f), x), set1(88.f))", "min(max(set1(-87.f), x), set1(87.f))"
+    ),
+    Mutant("fused_rows", _FUSED, "set1(4.1665795894e-2f)", "set1(4.1665805e-2f)"),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "mul(n, set1(0.693359375f))), mul(",
+        "mul(n, set1(0.693147181f))), mul(set1(0.f), ",
+    ),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "const V cube = mul(mul(g, g), g);",
+        "const V cube = mul(mul(g, set1(0.044715f)), mul(g, g));",
+    ),
+    # NaN as a static code, the row that a code goes to, the size of the transform's work
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "to_codes(max(lo, value(j, count)), one",
+        "to_codes(max(value(j, count), lo), one",
+    ),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "static_cast<uint8_t*>(c.q) + r * ((c.k + 1) / 2));",
+        "static_cast<uint8_t*>(c.q) + r * (c.k / 2));",
+    ),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "store(row + i, mul(activation<kGelu>(part(x + i, count)), part(x + n + i, count)));",
+        "store(row + i, mul(activation<kGelu>(part(x + n + i, count)), part(x + i, count)));",
+    ),
 ]
