@@ -95,8 +95,7 @@ class StaticStage(Stage):
         entry |= self._errors(static, sample, weights)
         if self._stays_dynamic(entry):
             self.report = [{"layer": name, **entry, "static": False} for name in self.names]
-            for part in x.split(_CHUNK_TOKENS):
-                super().add(part)
+            super().add(x)
             super().finish()
             return
         self.static = static
