@@ -33,10 +33,10 @@ class _Sequence:
 class PagedKv4Cache:
     """Codes uint8 [P, kv_heads, page, ceil(head_dim/2)] and parameters fp16 [P, kv_heads, page, 2] per layer.
 
-    max_tokens: what all sequences together may hold, None for no limit. clip: share of a vector's range that the
-    16 levels span. key_block: blocks of the Hadamard that keys get before they are quantised, None for none;
-    `attend` transforms the queries alike, for `attention` the caller does. The pool doubles when it is full,
-    which moves its tensors: ask `caches` for them after reserving tokens, not before.
+    max_tokens: what all sequences together may hold, None for no limit. clip: share of a vector's range that
+    the 16 levels span. key_block: blocks of the Hadamard that keys get before they are quantised, None for
+    none; `attend` transforms the queries alike, for `attention` the caller does. The pool doubles when it is
+    full, which moves its tensors: ask `caches` for them after reserving tokens, not before.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class PagedKv4Cache:
         return self._table[1], lengths.to(self.device)
 
     def step(self, seqs: list[int]) -> Tables:
-        """Adds one token to each sequence: block table and the lengths before it, as `kv4_attend` reads them."""
+        """Adds one token to each sequence: block table and lengths before it, as `kv4_attend` reads them."""
         self._reserve(seqs, 1)
         table, lengths = self.tables(seqs)
         for seq in seqs:

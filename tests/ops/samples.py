@@ -88,8 +88,15 @@ def _linear(weight_bits: int) -> Callable[[], Iterator[Sample]]:
         residual, low_rank, up = _x(3, 20), _x(3, 2), _x(2, 20)
         w = oracle.integer_weight(data.w_q, None, None)
         want = oracle.linear_exact(
-            data.x_q, data.x_scale, w, data.w_scale, data.bias, case.out_dtype,
-            residual.numpy(), low_rank.numpy(), up.numpy(),
+            data.x_q,
+            data.x_scale,
+            w,
+            data.w_scale,
+            data.bias,
+            case.out_dtype,
+            residual.numpy(),
+            low_rank.numpy(),
+            up.numpy(),
         )
         yield (*call.args, residual, low_rank, up), want
 
@@ -191,7 +198,10 @@ def _paged(seed: int = 0) -> tuple[tuple[Tensor, ...], attention.Caches]:
 
 
 def _kv4_append() -> Iterator[Sample]:
-    for dtype, slots, clip, block in ((torch.float32, [5, -1, 90], 0.9, None), (torch.float16, [0, 1, 95], 1.0, 2)):
+    for dtype, slots, clip, block in (
+        (torch.float32, [5, -1, 90], 0.9, None),
+        (torch.float16, [0, 1, 95], 1.0, 2),
+    ):
         tensors, caches = _paged()
         key, value, at = _x(3, 2, 10, dtype=dtype), _x(3, 2, 10, dtype=dtype).flip(0), torch.tensor(slots)
         want = attention.append_exact(caches, key.numpy(), value.numpy(), at.numpy(), clip, block)

@@ -1,5 +1,5 @@
-"""The paged INT4 KV cache in numpy: what appending must leave behind, bit for bit, and attention in float64 with
-a bound on what fp32 may make of it. Its unpacker is its own.
+"""The paged INT4 KV cache in numpy: what appending must leave behind, bit for bit, and attention in float64
+with a bound on what fp32 may make of it. Its unpacker is its own.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,10 @@ def append_exact(
     key = key.astype(F32)
     if key_block:
         key = had.transform_fp32(key, key_block**-0.5, key_block)
-    for x, codes, params in ((key, out.key_codes, out.key_params), (value, out.value_codes, out.value_params)):
+    for x, codes, params in (
+        (key, out.key_codes, out.key_params),
+        (value, out.value_codes, out.value_params),
+    ):
         for t, slot in enumerate(slots):
             if slot >= 0:
                 at = (slot // page, slice(None), slot % page)
@@ -102,8 +105,8 @@ def attention64(
     """q [B, Hq, D] -> the real answer and a bound on the error of an fp32 implementation, both [B, Hq, D].
 
     A score is scale * sum(q c) + zero * sum(q), an output sum(p scale c) + sum(p zero) over sum(p). Rounding
-    errors of a sum grow with the additions that one term passes through: 4 per block of 64 and 4 in the tree for
-    scores, a split for values. With any_order, what plain fp32 sums in any order may do.
+    errors of a sum grow with the additions that one term passes through: 4 per block of 64 and 4 in the tree
+    for scores, a split for values. With any_order, what plain fp32 sums in any order may do.
     """
     d, page, heads = q.shape[-1], caches.key_codes.shape[2], caches.key_codes.shape[1]
     want, bound = np.zeros(q.shape), np.zeros(q.shape)
@@ -119,8 +122,8 @@ def attention64(
             size = abs(k_scale) * (keys @ abs(x)) + abs(k_zero) * abs(x).sum()
             terms = d + 8 if any_order else 4 * -(-d // 64) + 4 + 5
             wrong = compare.gamma(max(terms, d.bit_length() + 5), UNIT) * size
-            # relative error of a probability: of its score, of the differences to the largest of the split and
-            # of all, of exp twice, and what the clamp of exp leaves of probabilities below e^-87
+            # relative error of a probability: of its score, of the differences to the largest of the split
+            # and of all, of exp twice; and what the clamp of exp leaves of probabilities below e^-87
             below = score.max() - score
             p = np.exp(-below)
             theta = wrong + 2 * UNIT * (below + 2 * wrong.max()) + 2 * EXP_ERROR

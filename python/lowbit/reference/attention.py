@@ -1,7 +1,7 @@
 """The paged INT4 KV cache: appending, with norm and RoPE, and decode attention over it.
 
-Appending has the bits of the ops. Attention is the same mathematics, a token at a time; the ops sum in another
-order and are compared within a bound.
+Appending has the bits of the ops. Attention is the same mathematics; the ops sum in another order and are
+compared within a bound.
 """
 
 import math
@@ -17,7 +17,8 @@ from .transform import hadamard
 def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension in fp32."""
     mean = tree_sum(x * x) / torch.tensor(x.shape[-1], dtype=torch.float32)
-    inv = 1.0 / torch.sqrt(mean + torch.tensor(eps, dtype=torch.float32))
+    # the fp64 root: torch's fp32 root is an ulp off at times
+    inv = 1.0 / (mean + torch.tensor(eps, dtype=torch.float32)).double().sqrt().float()
     return (x * inv.unsqueeze(-1)) * weight
 
 
@@ -25,7 +26,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE of the first R elements of x [T, H, D], in halves; cos and sin [T, R]."""
     half = cos.shape[-1] // 2
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    turned = torch.cat((first, second), -1) * cos.unsqueeze(1) + torch.cat((-second, first), -1) * sin.unsqueeze(1)
+    turned = torch.cat((first, second), -1) * cos.unsqueeze(1) + torch.cat(
+        (-second, first), -1
+    ) * sin.unsqueeze(1)
     return torch.cat((turned, rest), -1)
 
 
@@ -101,7 +104,7 @@ def kv4_attention(
     lengths: Tensor,
     softmax_scale: float,
 ) -> Tensor:
-    """softmax(q . keys * softmax_scale) . values for one query token per sequence; zeros where there is none."""
+    """softmax(q . keys * softmax_scale) . values for one query token per sequence; zeros without tokens."""
     d, page = q.shape[-1], key_codes.shape[2]
     group = q.shape[1] // key_codes.shape[1]
     out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)

@@ -24,7 +24,7 @@ def tree_sum(v: Tensor) -> Tensor:
 
 
 def exponential(x: Tensor) -> Tensor:
-    """exp of x clamped to [-87, 88]; the polynomial and the order of its roundings are part of the contract."""
+    """exp of x clamped to [-87, 88]; polynomial and order of roundings are part of the contract."""
     f = torch.float32
     t = x.clamp(-87.0, 88.0)
     n = (t * torch.tensor(1.44269504, dtype=f)).round()  # ties to even
