@@ -14,8 +14,8 @@ SHARED = 166912
 
 
 def run(emulated, kind, x, fmt="packed4", bits=4, clip=None, k_out=None, eps=1e-5, offset=0.0, **more):
-    """(codes as bytes, scale or None, sum or None, report). clip None: static. `more`: the other inputs, pads,
-    activation, start (of every buffer, in bytes), shared, and options of the emulator.
+    """(codes as bytes, scale or None, sum or None, report). clip None: static. `more`: the other inputs,
+    pads, activation, start (of every buffer, in bytes), shared, and options of the emulator.
     """
     rows, width = x.shape
     k = width // 2 if kind == "gated" else width
@@ -235,6 +235,7 @@ def test_counters(emulated, kind, k, dtype):
         loads, stores = report["global"]["ld.global"], report["global"]["st.global"]
         moved = x.nbytes + rows * k * (4 + 4 * (index is not None) + size * (kind == "norm"))
         assert loads["bytes"] == moved and r.ratio(loads) <= 2
+        assert loads["bytes"] >= 500 * loads["requests"]  # 16 bytes per lane
         written = rows * (
             k * (1 if fmt == "int8" else 0.5) + 4 * (clip is not None) + k * size * (kind == "norm")
         )
