@@ -62,6 +62,7 @@ struct HadamardParams {
 };
 
 // y[m, n] = float(sum_k x[m, k] w[n, k]) * (w_scale[n] * w_factor) (* x_scale[m]) (+ bias[n])
+//           (+ low_rank[m, r] * low_rank_up[r, n], r = 0, 1, ...) (+ residual[m, n])
 struct GemmParams {
   int64_t m, n, k;
   const uint8_t* weight;       // tiles, layout/weight_tile.h
@@ -72,11 +73,15 @@ struct GemmParams {
   const int8_t* x;             // [m, x_stride]: codes, zero past k up to a multiple of 8
   int64_t x_stride;
   int max_code;  // promised: |x| <= 8 (int4), 127 (quantize_int8), 128 (any int8), or an Fp4Table's max
-  const float* w_scale;  // [n]
-  float w_factor = 1;    // a power of two
-  const float* x_scale;  // [m] or null
-  const float* bias;     // [n] or null
-  void* y;               // [m, n]
+  const float* w_scale;      // [n]
+  float w_factor = 1;        // a power of two
+  const float* x_scale;      // [m] or null
+  const float* bias;         // [n] or null
+  int64_t rank;              // 0: no low-rank term
+  const float* low_rank;     // [m, rank]
+  const float* low_rank_up;  // [rank, n]
+  const void* residual;      // [m, n] of y's dtype, or null; may be y itself
+  void* y;                   // [m, n]
   DType y_dtype;
   int32_t* panels;  // workspace of gemm_panel_words(p) words, 64-byte aligned
 };
@@ -117,6 +122,37 @@ struct Kv4Params {
   uint16_t* params;  // fp16 [rows, 2]: scale, zero
 };
 
+// How n values of a row become k codes: picked by index, times inverse_step, minus shift, rounded.
+struct RowCodesParams {
+  int64_t k;
+  const int32_t* index;       // [k] in 0..n-1, or null: k = n
+  const float* inverse_step;  // [k] or null
+  const float* shift;         // [k] or null
+  int bits;                   // 4: nibbles [rows, ceil(k / 2)]; 8: int8 [rows, k]
+  bool static_scale;          // else per token, as QuantizeParams
+  float clip;                 // per token only
+  void* q;
+  float* scale;  // [rows]; static: null, or set to NaN for rows with NaN or infinity, else 1
+};
+
+// A fused row op. The values of a row of x [rows, n] are x, normalised x, or activation(gate) * up.
+struct FusedRowsParams {
+  const void* x;  // gated: [rows, 2 n], a row's gates before its ups
+  DType dtype;    // of x, residual and sum
+  int64_t n;
+  // rms_norm_quantize: (s[index[j]] / rms(s)) * (weight[j] + gain_offset) with s = x (+ residual, kept as
+  // sum)
+  const void* residual;  // [rows, n] or null
+  void* sum;             // [rows, n] with residual
+  const float* weight;   // [k]
+  float eps, gain_offset;
+  bool gelu;  // gated_quantize: gelu_tanh instead of silu
+  // the others: Hadamard of the values, as QuantizeParams
+  int64_t order, two;
+  const MixTable* mix;
+  RowCodesParams codes;
+};
+
 struct Kernels {
   const char* name;
   // scratch: gives the floats of workspace that one thread needs
@@ -136,6 +172,10 @@ struct Kernels {
   void (*encode_fp)(const EncodeParams&, int64_t begin, int64_t end);
   void (*kv4_quantize_rows)(const Kv4Params&, int64_t row_begin, int64_t row_end);
   void (*kv4_dequantize_rows)(const Kv4Params&, int64_t row_begin, int64_t row_end);
+  int64_t (*fused_rows_scratch)(const FusedRowsParams&);
+  void (*static_rows)(const FusedRowsParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  void (*norm_rows)(const FusedRowsParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  void (*gated_rows)(const FusedRowsParams&, float* scratch, int64_t row_begin, int64_t row_end);
 };
 
 struct Isa {

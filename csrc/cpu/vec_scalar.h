@@ -29,6 +29,12 @@ static inline V set1(float x) { return x; }
 static inline V add(V a, V b) { return a + b; }
 static inline V sub(V a, V b) { return a - b; }
 static inline V mul(V a, V b) { return a * b; }
+static inline V div(V a, V b) { return a / b; }
+static inline V round_even(V a) { return std::nearbyint(a); }
+// p * 2^n for integers n where the result is a normal number
+static inline V times_power(V p, V n) { return bits_float(float_bits(p) + (uint32_t(int32_t(n)) << 23)); }
+// sums of neighbours: a[0] + a[1], a[2] + a[3], ..., b[0] + b[1], ...
+static inline V pair_sums(V a, V b) { return a + b; }
 static inline V min(V a, V b) { return b < a ? b : a; }
 static inline V max(V a, V b) { return b > a ? b : a; }
 static inline V lane_min(V a) { return a; }

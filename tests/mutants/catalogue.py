@@ -55,10 +55,12 @@ MUTANTS = [
     Mutant(
         "int_gemm",
         _GEMM,
-        "if (p.bias) v = add(v, load(bias + i));",
-        "if (p.bias) v = add(load(bias + i), mul(v, set1(1.0000001f)));",
+        "v[i] = add(v[i], load(bias + i * kLanes));",
+        "v[i] = add(load(bias + i * kLanes), mul(v[i], set1(1.0000001f)));",
     ),
-    Mutant("int_gemm", _GEMM, "v = mul(v, set1(p.x_scale[m]));", "v = mul(v, set1(p.x_scale[0]));"),
+    Mutant("int_gemm", _GEMM, "mul(v[i], set1(p.x_scale[m]));", "mul(v[i], set1(p.x_scale[0]));"),
+    # the low-rank product of the first rank for all
+    Mutant("int_gemm", _GEMM, "p.low_rank[m * p.rank + r]", "p.low_rank[m * p.rank]"),
     # the zero point of two of the four k
     Mutant("int_gemm", _GEMM, "s23 += a[2] + a[3]", "s23 += a[2]"),
     # the last, shorter panel
@@ -183,7 +185,7 @@ MUTANTS = [
     # int4's zero point
     Mutant("fp4", _GEMM, "p.fp4 ? p.fp4->max : Dot::kZeroPoint", "Dot::kZeroPoint"),
     # the power of two of the integers
-    Mutant("fp4", _GEMM, "p.w_scale[n + i] * p.w_factor", "p.w_scale[n + i]"),
+    Mutant("fp4", _GEMM, "mul(load(w_scale + i * kLanes), set1(p.w_factor))", "load(w_scale + i * kLanes)"),
     Mutant("fp4", "ops/fp4.h", "(x ? x->int_scale : 1)", "2"),
     # s16 sums of e3m0 times int8
     Mutant("fp4", _GEMM, "p.max_code) >= 32 ?", "p.max_code) >= 4 ?"),

@@ -83,6 +83,15 @@ def _linear(weight_bits: int) -> Callable[[], Iterator[Sample]]:
             call = linear_call(case)
             if call.expected.size:
                 yield tuple(call.args), call.expected
+        case = cases.LinearCase(3, 20, 48, "int8", weight_bits, None, True)
+        call, data = linear_call(case), cases.linear_data(case, 0)
+        residual, low_rank, up = _x(3, 20), _x(3, 2), _x(2, 20)
+        w = oracle.integer_weight(data.w_q, None, None)
+        want = oracle.linear_exact(
+            data.x_q, data.x_scale, w, data.w_scale, data.bias, case.out_dtype,
+            residual.numpy(), low_rank.numpy(), up.numpy(),
+        )
+        yield (*call.args, residual, low_rank, up), want
 
     return samples
 

@@ -15,6 +15,7 @@ NAMES = (
     "encode_fp",
     "fp4_linear",
     "fp_linear",
+    "gated_quantize",
     "hadamard",
     "hadamard_",
     "hadamard_quantize",
@@ -31,6 +32,8 @@ NAMES = (
     "quantize_fp4",
     "quantize_int4",
     "quantize_int8",
+    "quantize_static",
+    "rms_norm_quantize",
     "unpack_int4",
 )
 
@@ -38,6 +41,7 @@ dynamic_linear = torch.ops.lowbit.dynamic_linear
 encode_fp = torch.ops.lowbit.encode_fp
 fp4_linear = torch.ops.lowbit.fp4_linear
 fp_linear = torch.ops.lowbit.fp_linear
+gated_quantize = torch.ops.lowbit.gated_quantize
 hadamard = torch.ops.lowbit.hadamard
 hadamard_ = torch.ops.lowbit.hadamard_
 hadamard_quantize = torch.ops.lowbit.hadamard_quantize
@@ -54,6 +58,8 @@ prepack_int8_weight = torch.ops.lowbit.prepack_int8_weight
 quantize_fp4 = torch.ops.lowbit.quantize_fp4
 quantize_int4 = torch.ops.lowbit.quantize_int4
 quantize_int8 = torch.ops.lowbit.quantize_int8
+quantize_static = torch.ops.lowbit.quantize_static
+rms_norm_quantize = torch.ops.lowbit.rms_norm_quantize
 unpack_int4 = torch.ops.lowbit.unpack_int4
 
 __all__ = [*NAMES, "NAMES", "_ext", "fake", "isa", "isas", "set_isa"]

@@ -94,6 +94,9 @@ def _(
     group_scale: Tensor | None = None,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    residual: Tensor | None = None,
+    low_rank: Tensor | None = None,
+    low_rank_up: Tensor | None = None,
 ) -> Tensor:
     return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
 
@@ -106,6 +109,9 @@ def _(
     w_scale: Tensor,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    residual: Tensor | None = None,
+    low_rank: Tensor | None = None,
+    low_rank_up: Tensor | None = None,
 ) -> Tensor:
     return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
 
@@ -121,6 +127,7 @@ def _(
     clip: float = 1.0,
     hadamard_block: int | None = None,
     shift: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     return _linear(x, w_scale.numel(), x.dtype)
 
@@ -174,6 +181,60 @@ def _(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
+
+
+def _coded(
+    x: Tensor, n: int, bits: int, index: Tensor | None, static_scale: bool
+) -> tuple[Tensor, Tensor]:
+    k = n if index is None else index.shape[0]
+    q = x.new_empty(
+        (*x.shape[:-1], k if bits == 8 else _blocks(k, 2)), dtype=torch.int8 if bits == 8 else torch.uint8
+    )
+    return q, x.new_empty((0,) if static_scale else x.shape[:-1], dtype=torch.float32)
+
+
+@_fake("quantize_static")
+def _(
+    x: Tensor,
+    bits: int,
+    inverse_step: Tensor | None = None,
+    shift: Tensor | None = None,
+    index: Tensor | None = None,
+    hadamard_block: int | None = None,
+) -> Tensor:
+    return _coded(x, x.shape[-1], bits, index, True)[0]
+
+
+@_fake("rms_norm_quantize")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    bits: int,
+    residual: Tensor | None = None,
+    index: Tensor | None = None,
+    shift: Tensor | None = None,
+    static_scale: bool = False,
+    clip: float = 1.0,
+    gain_offset: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, scale = _coded(x, x.shape[-1], bits, index, static_scale)
+    return q, scale, x.new_empty((0,) if residual is None else x.shape)
+
+
+@_fake("gated_quantize")
+def _(
+    gate_up: Tensor,
+    bits: int,
+    activation: str = "silu",
+    hadamard_block: int | None = None,
+    inverse_step: Tensor | None = None,
+    shift: Tensor | None = None,
+    index: Tensor | None = None,
+    static_scale: bool = False,
+    clip: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    return _coded(gate_up, gate_up.shape[-1] // 2, bits, index, static_scale)
 
 
 @_fake("kv4_quantize")

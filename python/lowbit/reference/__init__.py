@@ -14,6 +14,7 @@ from .fp_gemm import (
     unprepack_fp_group_scale,
     unprepack_fp_weight,
 )
+from .fused import gated_quantize, quantize_static, rms_norm_quantize, tree_sum
 from .int_gemm import dequantize_weight, dynamic_linear, int4_linear, int8_linear
 from .kv_cache import kv4_dequantize, kv4_quantize
 from .layout import (
@@ -35,6 +36,7 @@ __all__ = [
     "encode_fp",
     "fp4_linear",
     "fp_linear",
+    "gated_quantize",
     "hadamard",
     "hadamard_matrix",
     "hadamard_quantize",
@@ -51,6 +53,9 @@ __all__ = [
     "quantize_fp4",
     "quantize_int4",
     "quantize_int8",
+    "quantize_static",
+    "rms_norm_quantize",
+    "tree_sum",
     "unpack_int4",
     "unprepack_fp_group_scale",
     "unprepack_fp_weight",
