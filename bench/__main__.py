@@ -1,5 +1,5 @@
-"""python -m bench linear | fp_gemm | hadamard | quantize | attention: checks results, then times ours
-and the peers.
+"""python -m bench linear | fp_gemm | hadamard | quantize | attention | layer | model: checks results, then
+times ours and the peers.
 """
 
 import argparse
@@ -8,7 +8,19 @@ from collections.abc import Sequence
 
 import torch
 
-from . import attention, cuda_fp_gemm, cuda_linear, cuda_rows, fp_gemm, hadamard, linear, quantize, report
+from . import (
+    attention,
+    cuda_fp_gemm,
+    cuda_linear,
+    cuda_rows,
+    fp_gemm,
+    hadamard,
+    layer,
+    linear,
+    model,
+    quantize,
+    report,
+)
 
 _BENCHES = {
     "linear": linear,
@@ -16,6 +28,8 @@ _BENCHES = {
     "hadamard": hadamard,
     "quantize": quantize,
     "attention": attention,
+    "layer": layer,
+    "model": model,
 }
 _CUDA = {
     "linear": (cuda_linear.run, {"shapes": "all", "rows": list(cuda_linear.ROWS)}),

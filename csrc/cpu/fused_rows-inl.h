@@ -51,10 +51,10 @@ static inline V fold(const V (&v)[8]) {
                    pair_sums(pair_sums(v[4], v[5]), pair_sums(v[6], v[7])));
 }
 
-static inline int64_t tree_scratch(int64_t n) { return (n / kChunk + 2) * kChunk; }
+static inline int64_t tree_scratch(int64_t n) { return n / 8 + 2 * kChunk; }
 
-// The sum of value(i, count) over registers of n elements. part: tree_scratch(n) floats, of which every
-// level of the tree takes an eighth. Zeros that fill up a level change nothing.
+// The sum of value(i, count) over registers of n elements. sums: tree_scratch(n) floats; each level of the
+// tree takes an eighth of the one before. Zeros that fill up a level change nothing.
 template <class F>
 static inline float tree_sum(int64_t n, float* sums, const F& value) {
   const V zero = set1(0.f);
@@ -130,7 +130,9 @@ template <class T>
 static inline const T* pick(const RowCodesParams& c, const T* from, float* to) {
   if (!c.index) return from;
   T* y = reinterpret_cast<T*>(to);
-  for (int64_t j = 0; j < c.k; ++j) y[j] = from[c.index[j]];
+  const int32_t* index = c.index;
+#pragma GCC unroll 4
+  for (int64_t j = 0; j < c.k; ++j) y[j] = from[index[j]];
   return y;
 }
 
@@ -140,11 +142,12 @@ static inline void write_row(const RowCodesParams& c, const T* values, int64_t r
                              const F& scaled) {
   values = pick(c, values, space.picked);
   int8_t* q = c.bits == 4 ? space.codes : static_cast<int8_t*>(c.q) + r * c.k;
+  const float *inverse_step = c.inverse_step, *shift = c.shift;
   I most = zero_bits();
   const auto value = [&](int64_t j, auto count) {
     V v = scaled(part(values + j, count), j, count);
-    if (c.inverse_step) v = mul(v, part(c.inverse_step + j, count));
-    if (c.shift) v = sub(v, part(c.shift + j, count));
+    if (inverse_step) v = mul(v, part(inverse_step + j, count));
+    if (shift) v = sub(v, part(shift + j, count));
     most = max_abs_bits(most, v);
     return v;
   };

@@ -101,7 +101,7 @@ static inline int32_t lane_max_bits(I a) {
   return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xB1)));
 }
 static inline V to_codes(V x, V inv, V lo, V hi) {
-  return _mm256_round_ps(min(max(mul(x, inv), lo), hi), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return round_even(min(max(mul(x, inv), lo), hi));
 }
 static inline void store_i8(int8_t* p, V codes) {
   const __m256i i = _mm256_cvtps_epi32(codes);

@@ -116,7 +116,7 @@ static inline int32_t lane_max_bits(I a) {
   return m;
 }
 static inline V to_codes(V x, V inv, V lo, V hi) {
-  return _mm512_roundscale_ps(min(max(mul(x, inv), lo), hi), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return round_even(min(max(mul(x, inv), lo), hi));
 }
 static inline void store_i8(int8_t* p, V codes) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(codes)));

@@ -56,7 +56,7 @@ static inline I max_abs_bits(I acc, V x) {
 }
 static inline int32_t lane_max_bits(I a) { return a; }
 // codes = rint(x * inv) clamped to [lo, hi]
-static inline V to_codes(V x, V inv, V lo, V hi) { return std::nearbyint(min(max(x * inv, lo), hi)); }
+static inline V to_codes(V x, V inv, V lo, V hi) { return round_even(min(max(x * inv, lo), hi)); }
 static inline void store_i8(int8_t* p, V codes) { *p = int8_t(codes); }
 // codes of a Minifloat; never of NaN
 template <class F>

@@ -7,12 +7,20 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .nn import QuantizedLinear
+from .nn import Int8Linear, QuantizedLinear
 from .quantizers.calibration import calibrate
 from .quantizers.choice import quantize_weights
 from .quantizers.stages import build_module
 from .recipes import Recipe
-from .transforms import DecoderLayout, OnlineHadamard, check_invariance, exact_logits, find_layout, rotate
+from .transforms import (
+    DecoderLayout,
+    OnlineHadamard,
+    check_invariance,
+    exact_logits,
+    find_layout,
+    rotate,
+    untie_embeddings,
+)
 
 _PROBE_TOKENS = 64
 
@@ -31,7 +39,8 @@ def quantize(
     over the layers.
 
     Rotated recipes need a pre-norm RMSNorm decoder (Llama, Mistral, Qwen2, Qwen3) and check that the rotation
-    left the logits alone. Embeddings and lm_head stay in floating point. Layers are processed one at a time.
+    left the logits alone. Embeddings stay in floating point, and lm_head unless `recipe.head_bits` says
+    otherwise. Layers are processed one at a time.
 
     Raises ValueError (TypeError for a wrong type) with one sentence, before the model is touched, for: an
     unknown recipe, calibration that is missing, empty, not integer or out of the vocabulary, a model without
@@ -41,8 +50,9 @@ def quantize(
     recipe = _recipe(recipe)
     linears = _linears(model)
     layout = None
-    if recipe.rotate or recipe.needs_calibration:
-        layout = find_layout(model, "rotation" if recipe.rotate else "calibration")
+    if recipe.rotate or recipe.needs_calibration or recipe.head_bits == 8:
+        needs = "calibration" if recipe.needs_calibration else "an 8-bit head"
+        layout = find_layout(model, "rotation" if recipe.rotate else needs)
     batches = _calibration(calibration, recipe, model)
     _check_weights(linears)
     training = model.training
@@ -61,6 +71,10 @@ def quantize(
                 decisions = calibrate(layout, recipe, batches, online, lambda: bar.update(1), tokens)
             else:
                 _round_all(model, linears, recipe, online, bar)
+        if recipe.head_bits == 8:
+            untie_embeddings(layout)
+            name = next(name for name, module in model.named_modules() if module is layout.head)
+            model.set_submodule(name, Int8Linear.from_linear(layout.head, activation_bits=8))
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.prepare()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.oracle import attention, cases, codec, compare, fp4, minifloat
+from tests.oracle import attention, cases, codec, compare, fp4, fused, minifloat
 from tests.oracle import hadamard as had
 from tests.oracle import ops as oracle
 
@@ -264,6 +264,47 @@ def _kv4_attend() -> Iterator[Sample]:
     yield (*args, None, None, 1e-6, 1.0, 2), (out, *want.arrays())
 
 
+def _columns(k: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
+    """index, inverse step and shift of k columns."""
+    rng = np.random.default_rng(k)
+    step, shift = rng.uniform(1, 20, k).astype(np.float32), rng.normal(0, 1, k).astype(np.float32)
+    return torch.from_numpy(rng.integers(0, high, k).astype(np.int32)), *map(torch.from_numpy, (step, shift))
+
+
+def _quantize_static() -> Iterator[Sample]:
+    for bits, x, block in ((4, _x(3, 24), None), (8, _x(2, 3, 24, dtype=torch.bfloat16), 12)):
+        index, step, shift = _columns(29, 24)
+        v = fused.rotated(compare.to_numpy(x).astype(np.float32), block)
+        v = fused.scaled(v, index.numpy(), step.numpy(), shift.numpy())
+        want = fused.stored(fused.static_codes(v, bits), bits)
+        yield (x, bits, step, shift, index, block), want
+
+
+def _rms_norm_quantize() -> Iterator[Sample]:
+    for bits, x, static in ((8, _x(3, 33), False), (4, _x(2, 3, 16, dtype=torch.bfloat16), True)):
+        index, weight, shift = _columns(19, x.shape[-1])
+        residual = x.flip(0)
+        total = fused.added(compare.to_numpy(x), compare.to_numpy(residual))
+        v = fused.normalised(total, weight.numpy(), 1e-6, index.numpy(), 1.0)
+        want = fused.coded(fused.scaled(v, shift=shift.numpy()), bits, static)
+        yield (x, weight, 1e-6, bits, residual, index, shift, static, 1.0, 1.0), (*want, total)
+    total = np.empty(0, dtype=np.float32)
+    weight = torch.ones(33)
+    want = fused.coded(fused.normalised(_x(3, 33).numpy(), weight.numpy(), 1e-6), 8, False, 0.9)
+    yield (_x(3, 33), weight, 1e-6, 8, None, None, None, False, 0.9), (*want, total)
+
+
+def _gated_quantize() -> Iterator[Sample]:
+    for bits, x, name, static in (
+        (8, _x(3, 48), "silu", False),
+        (4, _x(2, 3, 48, dtype=torch.float16), "gelu_tanh", True),
+    ):
+        index, step, shift = _columns(19, 24)
+        v = fused.gated(compare.to_numpy(x), name, 12)
+        v = fused.scaled(v, index.numpy(), step.numpy(), shift.numpy())
+        yield (x, bits, name, 12, step, shift, index, static), fused.coded(v, bits, static)
+
+
 SAMPLES: dict[str, Callable[[], Iterator[Sample]]] = {
     "pack_int4": _pack,
     "unpack_int4": _unpack,
@@ -284,6 +325,9 @@ SAMPLES: dict[str, Callable[[], Iterator[Sample]]] = {
     "prepack_fp_weight": _prepack_fp_weight,
     "prepack_fp_group_scale": _prepack_fp_group_scale,
     "fp_linear": _fp_linear,
+    "quantize_static": _quantize_static,
+    "rms_norm_quantize": _rms_norm_quantize,
+    "gated_quantize": _gated_quantize,
     "kv4_quantize": _kv4_quantize,
     "kv4_dequantize": _kv4_dequantize,
     "kv4_append": _kv4_append,

@@ -183,9 +183,7 @@ def _(
     return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
 
 
-def _coded(
-    x: Tensor, n: int, bits: int, index: Tensor | None, static_scale: bool
-) -> tuple[Tensor, Tensor]:
+def _coded(x: Tensor, n: int, bits: int, index: Tensor | None, static_scale: bool) -> tuple[Tensor, Tensor]:
     k = n if index is None else index.shape[0]
     q = x.new_empty(
         (*x.shape[:-1], k if bits == 8 else _blocks(k, 2)), dtype=torch.int8 if bits == 8 else torch.uint8

@@ -39,12 +39,17 @@ def calibrate(
     decisions: list[dict] = []
     for i, parts in enumerate(layout.layers):
         original = next(parts.module.parameters()).dtype
-        stages = [_stage(parts, keys, i, recipe, online) for keys in LayerParts.STAGES]
+        stages: list[Stage] = []
+        for keys in LayerParts.STAGES:
+            stages.append(_stage(parts, keys, i, recipe, online, stages, layout.head_dim))
         _run_layer(parts, stages, hidden, [a[i] for a in arguments], prefix)
         for keys, stage in zip(LayerParts.STAGES, stages, strict=True):
             for key, module in zip(keys, stage.modules, strict=True):
                 parts.module.set_submodule(LayerParts.PATHS[key], module)
             stage.commit()
+            if prefix and (step := stage.value_step()) is not None:
+                stored = layout.decoder.lowbit_prefix[i, 1]  # values [H, P, D], as v_proj now gives them
+                stored.div_(step.view(stored.shape[0], 1, -1))
             decisions += stage.report
         parts.module.to(original)  # calibration ran it in fp32
         report()
@@ -52,13 +57,16 @@ def calibrate(
 
 
 def _stage(
-    parts: LayerParts, keys: tuple[str, ...], layer: int, recipe: Recipe, online: dict
+    parts: LayerParts, keys: tuple[str, ...], layer: int, recipe: Recipe, online: dict,
+    earlier: list[Stage], head_dim: int,
 ) -> Stage:
     linears = [getattr(parts, key) for key in keys]
     common = (linears, recipe, online.get(linears[0]))
     if recipe.static_channels:
         norm = {"q": parts.input_norm, "gate": parts.mlp_norm}.get(keys[0])
-        return StaticStage(*common, norm, [f"{layer}.{LayerParts.PATHS[key]}" for key in keys])
+        names = [f"{layer}.{LayerParts.PATHS[key]}" for key in keys]
+        values = (earlier[0], 2, head_dim) if recipe.migrate_values and keys == ("o",) else None
+        return StaticStage(*common, norm, names, values)
     return LlmFp4Stage(*common) if recipe.weight_method in LLM_FP4 else Stage(*common)
 
 

@@ -50,15 +50,16 @@ class StaticStage(Stage):
     """Linears that share an input whose steps are static, or dynamic where that loses less.
 
     norm: the RMSNorm that gives the input and takes the steps; None where the layer applies them itself.
-    names: of the linears, for the report.
+    names: of the linears, for the report. values: for o_proj, (the stage of v_proj, its place in it, head
+    size): v_proj's output channels take the steps, shared by the heads that read one head of values.
     """
 
     def __init__(
         self, linears: list[nn.Linear], recipe: Recipe, online: OnlineHadamard | None, norm: nn.Module | None,
-        names: list[str],
+        names: list[str], values: "tuple[StaticStage, int, int] | None" = None,
     ):
         super().__init__(linears, recipe, online)
-        self.norm, self.names = norm, names
+        self.norm, self.names, self.values = norm, names, values
         self.inputs: list[Tensor] = []
         self.static: StaticInput | None = None
         self.gain: Tensor | None = None
@@ -111,6 +112,10 @@ class StaticStage(Stage):
 
     def _migrated(self, step: Tensor) -> Tensor:
         """The steps fp64 [K] as they will really act: those of the rounded gain, or of rounded inverses."""
+        if self.values is not None:
+            stage, place, head = self.values
+            groups = step.view(stage.linears[place].out_features // head, -1, head)
+            return groups.amax(1, keepdim=True).expand_as(groups).reshape(-1).clone()
         if self.norm is None:
             return 1.0 / (1.0 / step).float().double()
         old = self.norm.weight.detach().double()
@@ -119,7 +124,7 @@ class StaticStage(Stage):
         return torch.where((old == 0) | (new == 0), torch.ones_like(step), old / new)
 
     def _errors(self, static: StaticInput, y: Tensor, w: Tensor) -> dict:
-        """What rounding the inputs statically, and per token, does to the output."""
+        """What rounding the inputs statically, and where that is a choice per token, does to the output."""
         copies, exact = static.copies(), static.exact(y.double())
         kept = torch.zeros_like(y)
         if static.index is None:
@@ -130,15 +135,17 @@ class StaticStage(Stage):
             gone = copies == 0
             kept[:, gone] = (y.mean(0) - y)[:, gone]
         mean, total = output_error(kept, y, w)
+        found = {
+            "static_error": mean, "static_energy_error": total, "codes": int(copies.sum()),
+            "split": int((copies > 1).sum()), "pruned": int((copies == 0).sum()),
+        }  # fmt: skip
+        if self.norm is not None:
+            return found  # nothing to compare: behind a norm static codes cost nothing at all
         grid = activation_grid(self.recipe)
         moved = y - y.mean(0) if self.recipe.mean_shift else y
         clip = self.recipe.activation_clip or activation_clip_search(moved, w, CLIP_GRID, grid)
         dynamic = output_error(fake_quantize(moved, grid, clip) - moved, y, w)
-        return {
-            "static_error": mean, "static_energy_error": total, "dynamic_error": dynamic[0],
-            "dynamic_energy_error": dynamic[1], "codes": int(copies.sum()), "split": int((copies > 1).sum()),
-            "pruned": int((copies == 0).sum()),
-        }  # fmt: skip
+        return {**found, "dynamic_error": dynamic[0], "dynamic_energy_error": dynamic[1]}
 
     def _stays_dynamic(self, entry: dict) -> bool:
         if self.norm is not None or self.recipe.static_sites == "all":
@@ -183,9 +190,11 @@ class StaticStage(Stage):
         h = found.hessian.matrix()
         targets = folded
         if recipe.quantized_calibration:
-            targets = [refit(w, found.cross * (2.0 / y.shape[0]), h, recipe.damp) for w in folded]
+            rows = [w.shape[0] for w in folded]
+            all_rows = refit(torch.cat(folded), found.cross * (2.0 / y.shape[0]), h, recipe.damp)
+            targets = list(all_rows.split(rows))
         quantized = quantize_weights(targets, recipe, h)
-        inverse = None if self.norm is not None else 1.0 / static.step
+        inverse = None if self.norm is not None or self.values is not None else 1.0 / static.step
         inverse = inverse if inverse is None or static.index is None else inverse[static.index]
         mean, mean_codes = found.mean / y.shape[0], found.mean_codes / y.shape[0]
         mean = mean if static.shift is None else mean + static.shift
@@ -231,6 +240,22 @@ class StaticStage(Stage):
         return nn.functional.linear(v, module.dequantize(), module.bias.float()).to(x.dtype)
 
     def commit(self) -> None:
-        """Put the steps into the norm, once nothing of the layer runs on the old gain any more."""
-        if self.static is not None and self.norm is not None:
+        """Put the steps where they belong, once nothing of the layer runs on the old gain any more."""
+        if self.static is None:
+            return
+        if self.norm is not None:
             self.norm.weight.data.copy_(self.gain)
+        if self.values is not None:
+            module = self.values[0].modules[self.values[1]]
+            scale = self.value_step()
+            module.weight_scale.div_(scale.unsqueeze(1))
+            module.bias.data.div_(scale)
+            if module.rank:
+                module.low_rank_up.div_(scale.unsqueeze(1))
+
+    def value_step(self) -> Tensor | None:
+        """fp64 [Hkv * D]: what v_proj's outputs are divided by; None where they stay."""
+        if self.static is None or self.values is None:
+            return None
+        stage, place, head = self.values
+        return self.static.step.view(stage.linears[place].out_features // head, -1, head)[:, 0].reshape(-1)

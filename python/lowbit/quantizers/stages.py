@@ -33,6 +33,9 @@ class Stage:
     def commit(self) -> None:
         """Change what else must change, once the layer's linears are replaced."""
 
+    def value_step(self) -> Tensor | None:
+        """What the layer's values are divided by from now on; None = they stay."""
+
     def add(self, x: Tensor) -> None:
         """x: [..., K] inputs of the linears as they come. The first call fixes shift and clip."""
         x = x.detach().reshape(-1, x.shape[-1])

@@ -20,6 +20,7 @@ class Recipe:
     weight_bits: int = 4  # 4, 6 or 8
     activation_bits: int = 4  # 4 or 8, symmetric per token; 16 = not quantised
     kv_bits: int = 16  # 4 or 16, asymmetric per token and head
+    head_bits: int = 16  # 8 = lm_head in int8, per output channel, and its input per token; 16 = as it is
     group_size: int | None = None  # None = one scale per output channel; 32, 64, 128 = also one per group
     rotate: bool = False  # QuaRot's R1, R2, R4, and R3 in a 4-bit cache
     weight_method: str = "rtn"  # "rtn", "gptq", "llm-fp4" or "llm-fp4-gptq"
@@ -40,6 +41,7 @@ class Recipe:
     split_growth: float = 0.1  # of it: by how much the copies may widen a layer
     dither: bool = True  # of it: copies round at different places
     prune: bool = False  # of it: as many channels are dropped as copies are added
+    migrate_values: bool = False  # of it: o_proj's steps go into v_proj's output channels
     prefix: bool = False  # one exact token, its keys and values stored, comes before every sequence
     rank: int = 0  # of it: of the compensation of the weights' rounding
     scale_format: str | None = None  # of groups under unquantised activations: "fp16", "e8m0" or "mx"
@@ -48,6 +50,7 @@ class Recipe:
         _expect("weight_bits", self.weight_bits, (4, 6, 8))
         _expect("activation_bits", self.activation_bits, (4, 8, 16))
         _expect("kv_bits", self.kv_bits, (4, 16))
+        _expect("head_bits", self.head_bits, (8, 16))
         _expect("weight_method", self.weight_method, ("rtn", "gptq", *LLM_FP4))
         _expect("group_size", self.group_size, (None, *GROUP_SIZES))
         if self.weight_bits == 8 and self.group_size is not None:
@@ -114,7 +117,7 @@ class Recipe:
             raise ValueError(f"static_channels: expected int4 weights, 4- or 8-bit activations, got {got}")
         if static and self.weight_method != "gptq":
             raise ValueError(f"static_channels: expected weight_method gptq, got {self.weight_method}")
-        for field in ("split", "rank", "prune"):
+        for field in ("split", "rank", "prune", "migrate_values"):
             value = getattr(self, field)
             if value and not static:
                 raise ValueError(f"{field}: expected it with static_channels alone, got {value}")
@@ -240,12 +243,18 @@ def _llm_fp4() -> dict[str, Recipe]:
 
 
 def _mergequant() -> dict[str, Recipe]:
-    four = Recipe(rotate=True, kv_bits=4, weight_method="gptq", activation_clip=None, static_channels=True)
-    plain = replace(four, static_sites="norm", dither=False)
-    return {
-        "mergequant w4a4": four,
-        "mergequant w4a4 no-split": plain,
-    }
+    unsplit = Recipe(
+        rotate=True, kv_bits=4, weight_method="gptq", activation_clip=None, static_channels=True,
+        mean_shift=True, head_bits=8,
+    )  # fmt: skip
+    split = replace(unsplit, split=1.5)
+    recipes = {}
+    for suffix, residual in (("", True), (" no-r1", False)):
+        four = replace(split, rotate_residual=residual)
+        recipes[f"mergequant w4a4{suffix}"] = four
+        recipes[f"mergequant w4a4{suffix} no-split"] = replace(unsplit, rotate_residual=residual)
+        recipes[f"mergequant w4a8{suffix}"] = replace(four, activation_bits=8)
+    return recipes
 
 
 _RECIPES = _build()

@@ -109,7 +109,7 @@ def rms_norm_quantize(
         x = total = (x.float() + residual.float()).to(x.dtype)
     s, f = x.float(), torch.float32
     mean = tree_sum(s * s) / torch.tensor(s.shape[-1], dtype=f)
-    # torch's fp32 root is an ulp off at times; an fp64 root lies far enough from fp32's midpoints to round right
+    # torch's fp32 root is an ulp off at times; an fp64 root lies off fp32's midpoints, so it rounds right
     inverse = 1 / (mean + torch.tensor(eps, dtype=f)).double().sqrt().float()
     gain = weight if gain_offset == 0 else weight + torch.tensor(gain_offset, dtype=f)
     s = s if index is None else s[..., index.long()]

@@ -1,5 +1,7 @@
 """Int4Cache: a transformers cache of 4-bit keys and values (QuaRot, arXiv 2404.00456, section 4.2)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
@@ -57,10 +59,15 @@ class Int4Layer(DynamicLayer):
     """Keys and values of one attention layer. clip: share of a vector's range; key_block: of R3, or None.
 
     prefix: [2, H, P, D], keys and values of P tokens that come before all others and are not quantised.
+    exact_prefill: as in `Int4Cache`.
     """
 
-    def __init__(self, clip: float = 1.0, key_block: int | None = None, prefix: Tensor | None = None):
+    def __init__(
+        self, clip: float = 1.0, key_block: int | None = None, prefix: Tensor | None = None,
+        exact_prefill: bool = False,
+    ):
         super().__init__()
+        self.exact_prefill = exact_prefill
         self._packed_keys, self._packed_values = _Packed(clip, key_block), _Packed(clip, None)
         self._length, self._prefix = 0, prefix
         self.prefix_length = 0 if prefix is None else prefix.shape[2]
@@ -83,7 +90,9 @@ class Int4Layer(DynamicLayer):
             with torch.no_grad():
                 packed.append(x, self._length)
                 full = packed.read(self._length + x.shape[-2], x.dtype)
-            if torch.is_grad_enabled() and x.requires_grad:
+            if self.exact_prefill and x.shape[-2] > 1:
+                full = torch.cat((full[:, :, : self._length], x), 2)
+            elif torch.is_grad_enabled() and x.requires_grad:
                 new = full[:, :, self._length :]
                 full = torch.cat((full[:, :, : self._length], x + (new - x.detach())), 2)
             if self._prefix is not None:
@@ -141,19 +150,23 @@ class Int4Cache(Cache):
 
     clip: share of each vector's range that the 16 levels span, in (0, 1]. key_block: block size of the
     Hadamard that keys get before quantisation and lose after it (R3), None for none. prefix: [layers, 2, H,
-    P, D], exact keys and values of P tokens before all others; they count in the cache's length. It suits any
-    attention that reads keys and values through `Cache.update`.
+    P, D], exact keys and values of P tokens before all others; they count in the cache's length.
+    exact_prefill: a prompt (any update of several tokens) attends to its own keys and values before they are
+    rounded, as under `lowbit.fuse`. It suits any attention that reads keys and values through `Cache.update`.
     """
 
-    def __init__(self, clip: float = 0.95, key_block: int | None = None, prefix: Tensor | None = None):
+    def __init__(
+        self, clip: float = 0.95, key_block: int | None = None, prefix: Tensor | None = None,
+        exact_prefill: bool = False,
+    ):
         if not 0.0 < clip <= 1.0:
             raise ValueError(f"clip: expected a value in (0, 1], got {clip}")
-        self.clip, self.key_block, self.prefix = clip, key_block, prefix
+        self.clip, self.key_block, self.prefix, self.exact_prefill = clip, key_block, prefix, exact_prefill
         super().__init__(layer_class_to_replicate=self._new_layer)
 
     def _new_layer(self) -> Int4Layer:
         first = None if self.prefix is None else self.prefix[len(self.layers)]
-        return Int4Layer(self.clip, self.key_block, first)
+        return Int4Layer(self.clip, self.key_block, first, self.exact_prefill)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens held, the prefix among them, even before the first update."""
@@ -186,11 +199,16 @@ class CacheHook:
 
     def __init__(self, clip: float, key_block: int | None):
         self.clip, self.key_block = clip, key_block
+        self.factory: Callable[[], Cache] | None = None  # makes another kind of cache (a fused model's)
+
+    def plain_cache(self, prefix: Tensor | None = None) -> Int4Cache:
+        """An empty cache for the model's own attention."""
+        return Int4Cache(self.clip, self.key_block, prefix)
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         cache, prefix = kwargs.get("past_key_values"), getattr(module, PREFIX, None)
         if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
-            cache = Int4Cache(self.clip, self.key_block, prefix)
+            cache = self.factory() if self.factory else self.plain_cache(prefix)
             kwargs = {**kwargs, "past_key_values": cache}
         if isinstance(cache, Int4Cache) and cache.prefix is not None:
             kwargs = _behind_prefix(kwargs, cache.prefix.shape[3])
