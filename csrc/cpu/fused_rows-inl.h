@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "dispatch.h"
+#include "exp-inl.h"
 #include "quantize-inl.h"
 
 namespace lowbit::cpu::LOWBIT_ISA {
@@ -50,10 +51,10 @@ static inline V fold(const V (&v)[8]) {
                    pair_sums(pair_sums(v[4], v[5]), pair_sums(v[6], v[7])));
 }
 
-static inline int64_t tree_scratch(int64_t n) { return (n / kChunk + 2) * kChunk; }
+static inline int64_t tree_scratch(int64_t n) { return n / 8 + 2 * kChunk; }
 
-// The sum of value(i, count) over registers of n elements. part: tree_scratch(n) floats, of which every
-// level of the tree takes an eighth. Zeros that fill up a level change nothing.
+// The sum of value(i, count) over registers of n elements. sums: tree_scratch(n) floats; each level of the
+// tree takes an eighth of the one before. Zeros that fill up a level change nothing.
 template <class F>
 static inline float tree_sum(int64_t n, float* sums, const F& value) {
   const V zero = set1(0.f);
@@ -82,19 +83,6 @@ static inline float tree_sum(int64_t n, float* sums, const F& value) {
 }
 
 // ---- activations: the polynomial and the order of its roundings are part of the numeric contract ----
-
-static inline V exponential(V x) {
-  const V t = min(max(set1(-87.f), x), set1(88.f)), n = round_even(mul(t, set1(1.44269504f)));
-  const V r = sub(sub(t, mul(n, set1(0.693359375f))), mul(n, set1(-2.12194440e-4f)));
-  V p = set1(1.9875691500e-4f);
-  p = add(mul(p, r), set1(1.3981999507e-3f));
-  p = add(mul(p, r), set1(8.3334519073e-3f));
-  p = add(mul(p, r), set1(4.1665795894e-2f));
-  p = add(mul(p, r), set1(1.6666665459e-1f));
-  p = add(mul(p, r), set1(5.0000001201e-1f));
-  p = add(add(mul(p, mul(r, r)), r), set1(1.f));
-  return times_power(p, n);
-}
 
 static inline V sigmoid(V x) {
   const V one = set1(1.f);
@@ -142,7 +130,9 @@ template <class T>
 static inline const T* pick(const RowCodesParams& c, const T* from, float* to) {
   if (!c.index) return from;
   T* y = reinterpret_cast<T*>(to);
-  for (int64_t j = 0; j < c.k; ++j) y[j] = from[c.index[j]];
+  const int32_t* index = c.index;
+#pragma GCC unroll 4
+  for (int64_t j = 0; j < c.k; ++j) y[j] = from[index[j]];
   return y;
 }
 
@@ -152,11 +142,12 @@ static inline void write_row(const RowCodesParams& c, const T* values, int64_t r
                              const F& scaled) {
   values = pick(c, values, space.picked);
   int8_t* q = c.bits == 4 ? space.codes : static_cast<int8_t*>(c.q) + r * c.k;
+  const float *inverse_step = c.inverse_step, *shift = c.shift;
   I most = zero_bits();
   const auto value = [&](int64_t j, auto count) {
     V v = scaled(part(values + j, count), j, count);
-    if (c.inverse_step) v = mul(v, part(c.inverse_step + j, count));
-    if (c.shift) v = sub(v, part(c.shift + j, count));
+    if (inverse_step) v = mul(v, part(inverse_step + j, count));
+    if (shift) v = sub(v, part(shift + j, count));
     most = max_abs_bits(most, v);
     return v;
   };

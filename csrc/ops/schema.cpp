@@ -49,4 +49,20 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "Tensor? bias=None, ScalarType? out_dtype=None) -> Tensor");
   m.def("kv4_quantize(Tensor x, float clip=1.0) -> (Tensor, Tensor)");
   m.def("kv4_dequantize(Tensor packed, Tensor params, ScalarType? dtype=None, int? d=None) -> Tensor");
+  m.def(
+      "kv4_append(Tensor key, Tensor value, Tensor slots, Tensor(a!) key_codes, Tensor(b!) key_params, "
+      "Tensor(c!) value_codes, Tensor(d!) value_params, float clip=1.0, int? key_block=None) -> ()");
+  m.def(
+      "kv4_rope_append(Tensor qkv, Tensor cos, Tensor sin, int heads, int kv_heads, Tensor slots, "
+      "Tensor(a!) key_codes, Tensor(b!) key_params, Tensor(c!) value_codes, Tensor(d!) value_params, "
+      "Tensor? q_norm=None, Tensor? k_norm=None, float eps=1e-6, float clip=1.0, int? key_block=None) -> "
+      "(Tensor q, Tensor k, Tensor v)");
+  m.def(
+      "kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value_codes, Tensor value_params, "
+      "Tensor block_table, Tensor lengths, float softmax_scale) -> Tensor");
+  m.def(
+      "kv4_attend(Tensor qkv, Tensor cos, Tensor sin, int heads, int kv_heads, Tensor(a!) key_codes, "
+      "Tensor(b!) key_params, Tensor(c!) value_codes, Tensor(d!) value_params, Tensor block_table, "
+      "Tensor lengths, float softmax_scale, Tensor? q_norm=None, Tensor? k_norm=None, float eps=1e-6, "
+      "float clip=1.0, int? key_block=None) -> Tensor");
 }

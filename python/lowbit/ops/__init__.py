@@ -21,8 +21,12 @@ NAMES = (
     "hadamard_quantize",
     "int4_linear",
     "int8_linear",
+    "kv4_append",
+    "kv4_attend",
+    "kv4_attention",
     "kv4_dequantize",
     "kv4_quantize",
+    "kv4_rope_append",
     "pack_int4",
     "prepack_fp_group_scale",
     "prepack_fp_weight",
@@ -47,8 +51,12 @@ hadamard_ = torch.ops.lowbit.hadamard_
 hadamard_quantize = torch.ops.lowbit.hadamard_quantize
 int4_linear = torch.ops.lowbit.int4_linear
 int8_linear = torch.ops.lowbit.int8_linear
+kv4_append = torch.ops.lowbit.kv4_append
+kv4_attend = torch.ops.lowbit.kv4_attend
+kv4_attention = torch.ops.lowbit.kv4_attention
 kv4_dequantize = torch.ops.lowbit.kv4_dequantize
 kv4_quantize = torch.ops.lowbit.kv4_quantize
+kv4_rope_append = torch.ops.lowbit.kv4_rope_append
 pack_int4 = torch.ops.lowbit.pack_int4
 prepack_fp_group_scale = torch.ops.lowbit.prepack_fp_group_scale
 prepack_fp_weight = torch.ops.lowbit.prepack_fp_weight

@@ -4,6 +4,7 @@ Each function has the signature of the `torch.ops.lowbit` op of the same name an
 contract promises it, the same bits. Nothing here is used by the fast path; tests compare the two.
 """
 
+from .attention import kv4_append, kv4_attend, kv4_attention, kv4_rope_append
 from .fp4 import fp4_linear, quantize_fp4
 from .fp_gemm import (
     dequantize_fp_weight,
@@ -42,8 +43,12 @@ __all__ = [
     "hadamard_quantize",
     "int4_linear",
     "int8_linear",
+    "kv4_append",
+    "kv4_attend",
+    "kv4_attention",
     "kv4_dequantize",
     "kv4_quantize",
+    "kv4_rope_append",
     "pack_int4",
     "prepack_fp_group_scale",
     "prepack_fp_weight",

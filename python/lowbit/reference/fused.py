@@ -23,7 +23,8 @@ def tree_sum(v: Tensor) -> Tensor:
     return v.squeeze(-1)
 
 
-def _exp(x: Tensor) -> Tensor:
+def exponential(x: Tensor) -> Tensor:
+    """exp of x clamped to [-87, 88]; polynomial and order of roundings are part of the contract."""
     f = torch.float32
     t = x.clamp(-87.0, 88.0)
     n = (t * torch.tensor(1.44269504, dtype=f)).round()  # ties to even
@@ -38,7 +39,7 @@ def _exp(x: Tensor) -> Tensor:
 
 
 def _sigmoid(x: Tensor) -> Tensor:
-    return 1 / (1 + _exp(-x))
+    return 1 / (1 + exponential(-x))
 
 
 def _activation(g: Tensor, activation: str) -> Tensor:
@@ -108,7 +109,7 @@ def rms_norm_quantize(
         x = total = (x.float() + residual.float()).to(x.dtype)
     s, f = x.float(), torch.float32
     mean = tree_sum(s * s) / torch.tensor(s.shape[-1], dtype=f)
-    # torch's fp32 root is an ulp off at times; an fp64 root lies far enough from fp32's midpoints to round right
+    # torch's fp32 root is an ulp off at times; an fp64 root lies off fp32's midpoints, so it rounds right
     inverse = 1 / (mean + torch.tensor(eps, dtype=f)).double().sqrt().float()
     gain = weight if gain_offset == 0 else weight + torch.tensor(gain_offset, dtype=f)
     s = s if index is None else s[..., index.long()]
