@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tests.oracle import codec
+from tests.oracle import fused as fused_rows
 from tests.oracle import hadamard as had
 from tests.oracle import ops as oracle
 
-from . import fused_reference as ref
 from . import rows as r
+from .test_fused_rows import codes_of
 from .test_quantize import expected
 
 OPS = torch.ops.lowbit
@@ -111,10 +112,8 @@ def test_adjusted_and_static(emulated, n, block):
                 out[name] = r.stored(column[None], offset=4 * (i == 3))
         norm = float(np.float32(1 / np.sqrt(order * two)))
         call(emulated, x, block, False, norm, out, 0, (90, 80)[i % 2], 132, {"seed": i})
-        v = had.transform_fp32(x.astype(np.float32), norm, block)
-        v = v if index is None else v[:, index]
-        v = v if factor is None else v * factor
-        codes, want = ref.codes(v if after is None else v - after, bits, clip)
+        v = fused_rows.rotated(x.astype(np.float32), block or 0)
+        codes, want = codes_of(fused_rows.scaled(v, index, factor, after), bits, clip)
         if clip:
             np.testing.assert_array_equal(scale.view(np.uint32), want.view(np.uint32))
         np.testing.assert_array_equal(q.reshape(3, stride), expected(codes, kind, stride))
