@@ -30,6 +30,13 @@ inline Config choose(const Params& p, const void* x) {
   return c;
 }
 
+// Blocks of the append: a warp per head of a token.
+inline int64_t append_blocks(const AppendParams& p) {
+  return ceil_div(int64_t(p.tokens) * (p.heads + 2 * p.pages.kv_heads), int64_t(kThreads / 32));
+}
+
+constexpr int kMaxHead = 256;  // of the paged kernels: eight elements per lane
+
 // What the kernels get.
 struct Launch {
   Params p;
