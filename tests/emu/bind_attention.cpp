@@ -1,4 +1,5 @@
 #include "../../csrc/kernels/kv_cache/append.cuh"
+#include "../../csrc/kernels/kv_cache/attention.cuh"
 #include "binding.h"
 
 using namespace lowbit;
@@ -51,6 +52,12 @@ Rotation rotation_of(const py::dict& r, Buffers& buffers) {
   return out;
 }
 
+template <int kHead>
+void run_attention(const AttentionLaunch& a) {
+  if (a.p.append) kv4_attention_kernel<kHead, true>(a);
+  else kv4_attention_kernel<kHead, false>(a);
+}
+
 }  // namespace
 
 LOWBIT_EMU_BIND(attention) {
@@ -72,5 +79,54 @@ LOWBIT_EMU_BIND(attention) {
     emu::LaunchConfig config;
     config.grid_x = int(append_blocks(p)), config.block = kThreads;
     return config.grid_x ? bind::run(config, options, buffers, [&] { kv4_append_kernel(p); }) : py::dict();
+  });
+
+  // q [batch, heads, d], or with `rotation` [batch, (heads + 2 kv_heads) d] whose token is appended.
+  // Settings: softmax_scale, clip; sm, multiprocessors, shared_bytes of the card.
+  m.def("kv4_attention", [](py::array q, const std::string& dtype, int batch, int heads,
+                            const py::dict& cache, py::array table, py::array lengths,
+                            const py::object& rotation, py::array y, const py::dict& settings,
+                            const py::dict& options) {
+    Buffers buffers{bind::read("q", q), bind::read("table", table), bind::read("lengths", lengths),
+                    bind::write("y", y)};
+    AttentionParams p{};
+    p.dtype = dtype_of(dtype), p.batch = batch, p.heads = heads;
+    p.q = bind::pointer<const void>(q), p.y = bind::pointer<void>(y);
+    p.table = bind::pointer<const int32_t>(table), p.max_pages = int32_t(table.shape(1));
+    p.lengths = bind::pointer<const int32_t>(lengths);
+    p.softmax_scale = py::cast<float>(settings["softmax_scale"]), p.clip = py::cast<float>(settings["clip"]);
+    p.append = !rotation.is_none();
+    p.pages = pages_of(cache, buffers);
+    if (p.append) p.rotation = rotation_of(py::cast<py::dict>(rotation), buffers);
+    const Device device{py::cast<int>(settings["sm"]), py::cast<int>(settings["multiprocessors"]),
+                        py::cast<int>(settings["shared_bytes"]), 0};
+    const AttentionChoice c = choose(p, device);
+    std::vector<uint8_t> room(16 + size_t(c.partial_floats) * 4);
+    p.partial = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(room.data()) + 15) / 16 * 16);
+    std::vector<uint32_t> tickets(size_t(c.tickets));
+    p.tickets = tickets.data();
+    if (c.splits > 1) {
+      buffers.push_back({"partial", p.partial, size_t(c.partial_floats) * 4, emu::Access::kWrite});
+      buffers.push_back({"tickets", p.tickets, tickets.size() * 4, emu::Access::kReadWrite});
+    }
+    emu::LaunchConfig config;
+    config.grid_x = int(c.sequences), config.grid_y = c.blocks_per_sequence, config.block = kThreads,
+    config.smem_bytes = uint32_t(c.shared);
+    config.max_smem_bytes = uint32_t(device.shared_bytes);
+    const AttentionLaunch launch{p, c};
+    py::dict report;
+    if (c.sequences)
+      report = bind::run(config, options, buffers, [&] {
+        if (p.pages.d == 64) run_attention<64>(launch);
+        if (p.pages.d == 80) run_attention<80>(launch);
+        if (p.pages.d == 96) run_attention<96>(launch);
+        if (p.pages.d == 128) run_attention<128>(launch);
+        if (p.pages.d == 256) run_attention<256>(launch);
+      });
+    for (uint32_t ticket : tickets)
+      if (ticket) throw std::runtime_error("a ticket did not return to zero");
+    report["blocks_per_sequence"] = c.blocks_per_sequence, report["splits"] = c.splits;
+    report["groups"] = c.groups;
+    return report;
   });
 }

@@ -36,12 +36,12 @@ class Cache:
         self.arrays[f"{name}_codes"][at] = codec.pack_nibbles(codes - 8)[0]
         self.arrays[f"{name}_params"][at] = params[0]
 
-    def get(self, name: str, slots: np.ndarray, head: int) -> np.ndarray:
-        """float64 [slots, d]: exact values of the codes."""
+    def get(self, name: str, slots: np.ndarray, head: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """float64 codes [slots, d], scale and zero [slots, 1]: the vectors are codes * scale + zero."""
         at = (slots // self.page, head, slots % self.page)
-        codes = codec.unpack_nibbles(self.arrays[f"{name}_codes"][at], self.d) + 8
+        codes = codec.unpack_nibbles(self.arrays[f"{name}_codes"][at], self.d) + 8.0
         params = self.arrays[f"{name}_params"][at].astype(np.float64)
-        return codes * params[:, :1] + params[:, 1:]
+        return codes, params[:, :1], params[:, 1:]
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:

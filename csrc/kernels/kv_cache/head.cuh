@@ -32,24 +32,26 @@ LOWBIT_DEVICE float inverse_rms(const float (&x)[kChunk], int d, float eps) {
   return ptx::div_rn(1.f, ptx::sqrt_rn(ptx::add_rn(mean, eps)));
 }
 
-// Eight floats from `begin` on; zero from `count` on.
-LOWBIT_DEVICE void load_table(float (&x)[kChunk], const float* from, int begin, int count) {
-  RawChunk raw;
-  load_chunk<true>(raw, from, DType::f32, begin, count);
-  to_float(x, raw, DType::f32);
+// Four floats of a table that is long enough, or zeros.
+LOWBIT_DEVICE ptx::f32x4 load_four(const float* from, bool inside) {
+  ptx::f32x4 v{};
+  if (inside) v = ptx::ld_global(reinterpret_cast<const ptx::f32x4*>(from));
+  return v;
 }
 
 // Rotate-half RoPE where the halves are whole chunks: the partner's chunk comes from its lane.
 LOWBIT_DEVICE void rope_by_chunks(float (&x)[kChunk], const float* cos, const float* sin, int rotary) {
   const int lane = ptx::lane_index(), half = rotary / 16;
   const int partner = lane < half ? lane + half : lane < 2 * half ? lane - half : lane;
-  float c[kChunk], s[kChunk];
-  load_table(c, cos, lane * kChunk, rotary);
-  load_table(s, sin, lane * kChunk, rotary);
   LOWBIT_UNROLL
-  for (int i = 0; i < kChunk; ++i) {
-    const float other = ptx::shfl_sync_idx(x[i], partner), turned = lane < half ? -other : other;
-    if (lane < 2 * half) x[i] = ptx::add_rn(ptx::mul_rn(x[i], c[i]), ptx::mul_rn(turned, s[i]));
+  for (int h = 0; h < kChunk; h += 4) {  // four at a time: registers
+    const auto c = load_four(cos + lane * kChunk + h, lane < 2 * half);
+    const auto s = load_four(sin + lane * kChunk + h, lane < 2 * half);
+    LOWBIT_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const float other = ptx::shfl_sync_idx(x[h + i], partner), turned = lane < half ? -other : other;
+      if (lane < 2 * half) x[h + i] = ptx::add_rn(ptx::mul_rn(x[h + i], c[i]), ptx::mul_rn(turned, s[i]));
+    }
   }
 }
 
@@ -87,10 +89,12 @@ LOWBIT_DEVICE void load_head(float (&x)[kChunk], const Head& h, const Rotation& 
   float inverse = 1.f;
   if (h.norm) {
     inverse = inverse_rms(x, h.d, r.eps);
-    float weight[kChunk];
-    load_table(weight, h.norm, begin, h.d);
     LOWBIT_UNROLL
-    for (int i = 0; i < kChunk; ++i) x[i] = ptx::mul_rn(ptx::mul_rn(x[i], inverse), weight[i]);
+    for (int i = 0; i < kChunk; i += 4) {
+      const auto weight = load_four(h.norm + begin + i, begin < h.d);
+      LOWBIT_UNROLL
+      for (int j = 0; j < 4; ++j) x[i + j] = ptx::mul_rn(ptx::mul_rn(x[i + j], inverse), weight[j]);
+    }
   }
   if (r.cos) {
     const float *cos = r.cos + token * r.rotary, *sin = r.sin + token * r.rotary;

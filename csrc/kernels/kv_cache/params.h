@@ -57,4 +57,25 @@ struct AppendParams {
 
 Error kv4_append_launch(const AppendParams& p, const Device& device, Stream stream);
 
+// Attention of one query token per sequence over its cache.
+struct AttentionParams {
+  DType dtype;           // of q and y
+  int32_t batch, heads;  // query heads; query head h reads kv head h / (heads / kv_heads)
+  const void* q;         // [batch, heads, d]; appending: [batch, heads + 2 kv_heads, d], k and v behind q
+  void* y;               // [batch, heads, d]
+  const int32_t* table;  // [batch, max_pages]
+  int32_t max_pages;
+  const int32_t* lengths;  // [batch] tokens stored
+  float softmax_scale;
+  bool append;        // the token of q is appended, and attended to
+  Rotation rotation;  // when appending
+  float clip;         // when appending
+  Pages pages;
+  // workspace (config.h)
+  float* partial;
+  uint32_t* tickets;  // zero before and after
+};
+
+Error kv4_attention_launch(const AttentionParams& p, const Device& device, Stream stream);
+
 }  // namespace lowbit::kernels::kv_cache
