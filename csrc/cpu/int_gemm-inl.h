@@ -116,24 +116,44 @@ static void multiply_panel(const Work& w, int64_t begin, int64_t end, const int3
   }
 }
 
+// 16 channels of which `valid` exist: where they are, or a copy with zeros after them.
+template <class T>
+static inline const T* channels(const T* from, int64_t valid, T (&copy)[16]) {
+  if (valid == 16) return from;
+  for (int64_t i = 0; i < 16; ++i) copy[i] = i < valid ? from[i] : T{};
+  return copy;
+}
+
 template <class Out>
 static inline void epilogue(const GemmParams& p, const int32_t* total, int64_t m, int64_t n) {
-  // y = float(acc) * w_scale, * x_scale, + bias: three roundings, in this order, on every backend; the power
-  // of two of the codes goes into w_scale, which it does not round
-  float w_scale[16] = {}, bias[16] = {};
-  const int64_t valid = p.n - n < 16 ? p.n - n : 16;
-  for (int64_t i = 0; i < valid; ++i) w_scale[i] = p.w_scale[n + i] * p.w_factor;
-  if (p.bias)
-    for (int64_t i = 0; i < valid; ++i) bias[i] = p.bias[n + i];
-  Out tail[16];
-  Out* y = static_cast<Out*>(p.y) + m * p.n + n;
-  Out* to = valid == 16 ? y : tail;
-  for (int i = 0; i < 16; i += kLanes) {
-    V v = mul(from_i32(total + i), load(w_scale + i));
-    if (p.x_scale) v = mul(v, set1(p.x_scale[m]));
-    if (p.bias) v = add(v, load(bias + i));
-    store(to + i, v);
+  // y = float(acc) * w_scale, * x_scale, + bias, + each low-rank product, + residual: every step rounded, in
+  // this order, on every backend; the power of two of the codes goes into w_scale, which it does not round
+  constexpr int kVectors = 16 / kLanes;
+  const int64_t valid = p.n - n < 16 ? p.n - n : 16, at = m * p.n + n;
+  float copy[16];
+  V v[kVectors];
+  const float* w_scale = channels(p.w_scale + n, valid, copy);
+  for (int i = 0; i < kVectors; ++i) {
+    v[i] = mul(from_i32(total + i * kLanes), mul(load(w_scale + i * kLanes), set1(p.w_factor)));
+    if (p.x_scale) v[i] = mul(v[i], set1(p.x_scale[m]));
   }
+  if (p.bias) {
+    const float* bias = channels(p.bias + n, valid, copy);
+    for (int i = 0; i < kVectors; ++i) v[i] = add(v[i], load(bias + i * kLanes));
+  }
+  for (int64_t r = 0; r < p.rank; ++r) {
+    const float* up = channels(p.low_rank_up + r * p.n + n, valid, copy);
+    const V x = set1(p.low_rank[m * p.rank + r]);
+    for (int i = 0; i < kVectors; ++i) v[i] = add(v[i], mul(x, load(up + i * kLanes)));
+  }
+  Out tail[16];
+  if (p.residual) {
+    const Out* residual = channels(static_cast<const Out*>(p.residual) + at, valid, tail);
+    for (int i = 0; i < kVectors; ++i) v[i] = add(v[i], load(residual + i * kLanes));
+  }
+  Out* y = static_cast<Out*>(p.y) + at;
+  Out* to = valid == 16 ? y : tail;
+  for (int i = 0; i < kVectors; ++i) store(to + i * kLanes, v[i]);
   if (valid < 16)
     for (int64_t i = 0; i < valid; ++i) y[i] = tail[i];
 }

@@ -69,7 +69,8 @@ Tensor prepack_group_scale(const Tensor& scale_in) {
 
 Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, const OptTensor& x_scale_in,
                       const Tensor& weight, const Tensor& w_scale, const OptTensor& group_scale,
-                      const OptTensor& bias, std::optional<ScalarType> out_dtype) {
+                      const OptTensor& bias, std::optional<ScalarType> out_dtype, const OptTensor& residual,
+                      const OptTensor& low_rank, const OptTensor& low_rank_up) {
   const bool packed = check_codes(op, int8_weight, x_in, weight);
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x_q");
@@ -80,7 +81,10 @@ Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, cons
   if (x_scale) layer.p.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
   const ScalarType out = out_dtype.value_or(ScalarType::Float);
   const DType dtype = float_dtype(out, op, "out_dtype");
-  Tensor y = empty(output_shape(x, layer.p.n), out);
+  const Shape shape = output_shape(x, layer.p.n);
+  const Addends addends(op, shape, out, residual, low_rank, low_rank_up);
+  layer.add(addends);
+  Tensor y = empty(shape, out);
 
   const int64_t stride = (k + 7) / 8 * 8;
   const bool direct = !packed && stride == k;
@@ -109,25 +113,33 @@ Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, cons
 }
 
 Tensor int4_linear(const Tensor& x_q, const OptTensor& x_scale, const Tensor& weight, const Tensor& w_scale,
-                   const OptTensor& group_scale, const OptTensor& bias, std::optional<ScalarType> out_dtype) {
-  return integer_linear("int4_linear", false, x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype);
+                   const OptTensor& group_scale, const OptTensor& bias, std::optional<ScalarType> out_dtype,
+                   const OptTensor& residual, const OptTensor& low_rank, const OptTensor& low_rank_up) {
+  return integer_linear("int4_linear", false, x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype,
+                        residual, low_rank, low_rank_up);
 }
 
 Tensor int8_linear(const Tensor& x_q, const OptTensor& x_scale, const Tensor& weight, const Tensor& w_scale,
-                   const OptTensor& bias, std::optional<ScalarType> out_dtype) {
-  return integer_linear("int8_linear", true, x_q, x_scale, weight, w_scale, std::nullopt, bias, out_dtype);
+                   const OptTensor& bias, std::optional<ScalarType> out_dtype, const OptTensor& residual,
+                   const OptTensor& low_rank, const OptTensor& low_rank_up) {
+  return integer_linear("int8_linear", true, x_q, x_scale, weight, w_scale, std::nullopt, bias, out_dtype,
+                        residual, low_rank, low_rank_up);
 }
 
 Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_scale,
                       const OptTensor& group_scale, const OptTensor& bias, int64_t activation_bits,
-                      double clip, std::optional<int64_t> hadamard_block, const OptTensor& shift_in) {
+                      double clip, std::optional<int64_t> hadamard_block, const OptTensor& shift_in,
+                      const OptTensor& residual) {
   constexpr const char* op = "dynamic_linear";
   check_quantiser(op, activation_bits, clip);
   const DType dtype = float_dtype(x_in.scalar_type(), op, "x");
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x");
   CpuLayer layer(op, rows.count, rows.length, weight, w_scale, group_scale, bias);
-  Tensor y = empty(output_shape(x, layer.p.n), x.scalar_type());
+  const Shape shape = output_shape(x, layer.p.n);
+  const Addends addends(op, shape, x.scalar_type(), residual);
+  layer.add(addends);
+  Tensor y = empty(shape, x.scalar_type());
 
   cpu::QuantizeParams q{};
   q.x = x.const_data_ptr(), q.x_dtype = dtype, q.k = q.x_stride = rows.length;

@@ -81,6 +81,34 @@ inline OptTensor check_x_scale(const char* op, const OptTensor& x_scale, int64_t
   return as_contiguous(*x_scale);
 }
 
+// What the epilogue adds to the product and the bias: low_rank [.., r] @ low_rank_up [r, n], and a residual
+// of the result's shape and dtype. Contiguous.
+struct Addends {
+  OptTensor low_rank, low_rank_up, residual;
+  int64_t rank = 0;
+
+  Addends(const char* op, const Shape& y, ScalarType out, const OptTensor& residual_in,
+          const OptTensor& low_rank_in = std::nullopt, const OptTensor& low_rank_up_in = std::nullopt) {
+    if (residual_in) {
+      check_dtype(*residual_in, out, op, "residual");
+      check_shape(*residual_in, y, op, "residual");
+      residual = as_contiguous(*residual_in);
+    }
+    check(low_rank_in.has_value() == low_rank_up_in.has_value(), op,
+          ": expected low_rank and low_rank_up together, got one of them");
+    if (!low_rank_in) return;
+    check_dtype(*low_rank_in, ScalarType::Float, op, "low_rank");
+    check_dtype(*low_rank_up_in, ScalarType::Float, op, "low_rank_up");
+    check(low_rank_up_in->dim() == 2 && low_rank_up_in->size(1) == y.back(), op, ": low_rank_up has shape ",
+          text(shape_of(*low_rank_up_in)), ", expected [r, ", y.back(), "]");
+    rank = low_rank_up_in->size(0);
+    Shape shape = y;
+    shape.back() = rank;
+    check_shape(*low_rank_in, shape, op, "low_rank");
+    low_rank = as_contiguous(*low_rank_in), low_rank_up = as_contiguous(*low_rank_up_in);
+  }
+};
+
 inline void check_quantiser(const char* op, int64_t activation_bits, double clip) {
   check(activation_bits == 4 || activation_bits == 8, op, ": activation_bits is ", activation_bits,
         ", expected 4 or 8");

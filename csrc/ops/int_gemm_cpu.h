@@ -19,6 +19,14 @@ struct CpuLayer : LinearLayer {
     check_depth(op, int8 || group_scale ? 131071 : 2097151);
   }
 
+  void add(const Addends& a) {
+    if (a.residual) p.residual = a.residual->const_data_ptr();
+    if (!a.rank) return;
+    p.rank = a.rank;
+    p.low_rank = static_cast<const float*>(a.low_rank->const_data_ptr());
+    p.low_rank_up = static_cast<const float*>(a.low_rank_up->const_data_ptr());
+  }
+
   void run(Tensor& y, DType dtype) {
     p.y = y.mutable_data_ptr(), p.y_dtype = dtype;
     if (!p.m || !p.n) return;

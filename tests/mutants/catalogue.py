@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from . import attention
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -20,6 +22,8 @@ TESTS = {
     "fp4": ["tests/ops/test_fp4.py"],
     "fp_gemm": ["tests/ops/test_fp_linear.py", "tests/ops/test_minifloat.py"],
     "kv_cache": ["tests/ops/test_kv_cache.py"],
+    "attention": ["tests/ops/test_kv_paged.py", "tests/ops/test_kv_paged_errors.py"],
+    "fused_rows": ["tests/ops/test_fused_rows.py"],
     "int_gemm_cuda": ["tests/emu/test_int_gemm.py"],
     "fp_gemm_cuda": ["tests/emu/test_fp_gemm.py"],
     "quantize_cuda": ["tests/emu/test_quantize.py", "tests/emu/test_quantize_fp4.py"],
@@ -41,6 +45,7 @@ _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
 _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
 _HEADS = "kernels/kv_cache/sm80.cuh"
+_FUSED, _EXP = "cpu/fused_rows-inl.h", "cpu/exp-inl.h"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
 MUTANTS = [
@@ -55,10 +60,12 @@ MUTANTS = [
     Mutant(
         "int_gemm",
         _GEMM,
-        "if (p.bias) v = add(v, load(bias + i));",
-        "if (p.bias) v = add(load(bias + i), mul(v, set1(1.0000001f)));",
+        "v[i] = add(v[i], load(bias + i * kLanes));",
+        "v[i] = add(load(bias + i * kLanes), mul(v[i], set1(1.0000001f)));",
     ),
-    Mutant("int_gemm", _GEMM, "v = mul(v, set1(p.x_scale[m]));", "v = mul(v, set1(p.x_scale[0]));"),
+    Mutant("int_gemm", _GEMM, "mul(v[i], set1(p.x_scale[m]));", "mul(v[i], set1(p.x_scale[0]));"),
+    # the low-rank product of the first rank for all
+    Mutant("int_gemm", _GEMM, "p.low_rank[m * p.rank + r]", "p.low_rank[m * p.rank]"),
     # the zero point of two of the four k
     Mutant("int_gemm", _GEMM, "s23 += a[2] + a[3]", "s23 += a[2]"),
     # the last, shorter panel
@@ -183,7 +190,7 @@ MUTANTS = [
     # int4's zero point
     Mutant("fp4", _GEMM, "p.fp4 ? p.fp4->max : Dot::kZeroPoint", "Dot::kZeroPoint"),
     # the power of two of the integers
-    Mutant("fp4", _GEMM, "p.w_scale[n + i] * p.w_factor", "p.w_scale[n + i]"),
+    Mutant("fp4", _GEMM, "mul(load(w_scale + i * kLanes), set1(p.w_factor))", "load(w_scale + i * kLanes)"),
     Mutant("fp4", "ops/fp4.h", "(x ? x->int_scale : 1)", "2"),
     # s16 sums of e3m0 times int8
     Mutant("fp4", _GEMM, "p.max_code) >= 32 ?", "p.max_code) >= 4 ?"),
@@ -201,15 +208,15 @@ MUTANTS = [
     Mutant(
         "kv_cache",
         _KV,
-        "float_to_fp16((hi * p.clip - lo * p.clip) / 15.f)",
-        "float_to_fp16((hi - lo) * p.clip / 15.f)",
+        "float_to_fp16((hi * clip - lo * clip) / 15.f)",
+        "float_to_fp16((hi - lo) * clip / 15.f)",
     ),
-    Mutant("kv_cache", _KV, "zero = float_to_fp16(lo * p.clip);", "zero = float_to_fp16(lo);"),
+    Mutant("kv_cache", _KV, "zero = float_to_fp16(lo * clip);", "zero = float_to_fp16(lo);"),
     Mutant(
         "kv_cache",
         _KV,
         "const float s = fp16_to_float(scale), z = fp16_to_float(zero);",
-        "const float s = fp16_to_float(scale), z = lo * p.clip;",
+        "const float s = fp16_to_float(scale), z = lo * clip;",
     ),
     Mutant("kv_cache", _KV, "hi = t[j] > hi ? t[j] : hi;", "hi = t[j] >= hi ? hi : hi;"),
     Mutant("kv_cache", _KV, "scale = zero = 0x7e00;", "scale = 0x7e00, zero = 0;"),
@@ -228,6 +235,7 @@ MUTANTS = [
         "(a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13",
         "(a - 0x38000000u + 0x1000u) >> 13",
     ),
+    *(Mutant("attention", *edit) for edit in attention.EDITS),
     # ---- CUDA, under the emulator
     # a wait too few
     Mutant(
@@ -526,4 +534,63 @@ MUTANTS = [
     Mutant("fp_gemm", _FLOAT, "float(q - below >= 0.5f)", "float(q - below > 0.5f)"),
     Mutant("fp_gemm", _FLOAT, "a = bits < top ? bits :", "a = bits < 2 * top ? bits :"),
     Mutant("fp_gemm", _FLOAT, "kFirst = 127 - kBias + 1;", "kFirst = 127 - kBias;"),
+    # rows that leave as codes: the order of a sum, what is left of a level, the rounded residual
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "pair_sums(pair_sums(v[4], v[5]), pair_sums(v[6], v[7])));",
+        "pair_sums(pair_sums(v[4], v[6]), pair_sums(v[5], v[7])));",
+    ),
+    Mutant("fused_rows", _FUSED, "for (i = count; i % kChunk; ++i) sums[i] = 0.f;", ""),
+    Mutant("fused_rows", _AVX2, "_mm256_hadd_ps(a, b)), 0xD8));", "_mm256_hadd_ps(a, b)), 0xE4));"),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "const V s = part(values + i, count);",
+        "const V s = sum ? add(part(x + i, count), part(residual + i, count)) : part(values + i, count);",
+    ),
+    # the order of two factors and of a step and a shift
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "return mul(mul(v, inv), add(part(p.weight + j, count), offset));",
+        "return mul(v, mul(inv, add(part(p.weight + j, count), offset)));",
+    ),
+    Mutant("fused_rows", _FUSED, "y[j] = from[index[j]];", "y[j] = from[index[j & ~int64_t(63)] + j % 64];"),
+    # the ends of exp, a digit of the polynomial, ln 2 in one part
+    Mutant(
+        "fused_rows", _EXP, "max(min(x, set1(88.f)), set1(-87.f))", "max(min(x, set1(87.f)), set1(-87.f))"
+    ),
+    Mutant("fused_rows", _EXP, "set1(4.1665795894e-2f)", "set1(4.1665805e-2f)"),
+    Mutant(
+        "fused_rows",
+        _EXP,
+        "mul(n, set1(0.693359375f))), mul(",
+        "mul(n, set1(0.693147181f))), mul(set1(0.f), ",
+    ),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "const V cube = mul(mul(g, g), g);",
+        "const V cube = mul(mul(g, set1(0.044715f)), mul(g, g));",
+    ),
+    # NaN as a static code, the row that a code goes to, the size of the transform's work
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "to_codes(max(lo, value(j, count)), one",
+        "to_codes(max(value(j, count), lo), one",
+    ),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "static_cast<uint8_t*>(c.q) + r * ((c.k + 1) / 2));",
+        "static_cast<uint8_t*>(c.q) + r * (c.k / 2));",
+    ),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "store(row + i, mul(activation<kGelu>(part(x + i, count)), part(x + n + i, count)));",
+        "store(row + i, mul(activation<kGelu>(part(x + n + i, count)), part(x + i, count)));",
+    ),
 ]

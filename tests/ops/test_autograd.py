@@ -53,7 +53,9 @@ def test_dynamic_linear_is_straight_through(dtype, weight_bits, group, block, sh
     w = w * scale[:, None]
     x = args[0].clone().requires_grad_()
     g = torch.randn(5, 24, generator=torch.Generator().manual_seed(2)).to(x.dtype)
-    OPS.dynamic_linear(x, *args[1:]).backward(g)
+    residual = torch.zeros(5, 24, dtype=x.dtype, requires_grad=True)
+    OPS.dynamic_linear(x, *args[1:], residual=residual).backward(g)
+    assert torch.equal(residual.grad, g)
     grad = g.double().numpy() @ w
     if block is not None:
         grad = had.transform(grad, (block or 96) ** -0.5, block or None, transpose=True)

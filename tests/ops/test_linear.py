@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import cases, codec, compare
+from tests.oracle import ops as oracle
 
 from .support import ISAS, OPS, assert_unchanged, linear_call, set_isa, snapshot, tensor, weight_tiles
 
@@ -130,6 +131,33 @@ def test_default_arguments(isa):
     case = replace(case, weight_bits=8)
     call = linear_call(case)
     compare.exact(OPS.int8_linear(call.args[0], None, call.args[2], call.args[3]), call.expected)
+
+
+@pytest.mark.parametrize("rank", [None, 0, 1, 5])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("case", [*BASE, replace(BASE[1], out_dtype="bfloat16")], ids=str)
+def test_low_rank_and_residual(case, residual, rank, isa):
+    """Added after the bias, rank by rank and rounding by rounding; neither is written to."""
+    call, data = linear_call(case), cases.linear_data(case, 0)
+    rng = np.random.default_rng(3)
+    dtype = getattr(torch, case.out_dtype)
+    extra = {}
+    if residual:
+        wide = torch.from_numpy(rng.standard_normal((case.m, 2 * case.n)).astype(np.float32)).to(dtype)
+        extra["residual"] = wide[:, ::2]
+    if rank is not None:
+        extra["low_rank"] = torch.from_numpy(rng.standard_normal((case.m, rank)).astype(np.float32))
+        extra["low_rank_up"] = torch.from_numpy(rng.standard_normal((rank, case.n)).astype(np.float32))
+    w = oracle.integer_weight(data.w_q, data.group_scale, case.group)
+    want = oracle.linear_exact(
+        data.x_q, data.x_scale, w, data.w_scale, data.bias, case.out_dtype,
+        **{key: compare.to_numpy(value) for key, value in extra.items()},
+    )
+    before = snapshot(list(extra.values()))
+    compare.exact(call.op(*call.args, **extra), want)
+    assert_unchanged(list(extra.values()), before)
+    reference = ref.int8_linear if case.weight_bits == 8 else ref.int4_linear
+    compare.exact(reference(*call.args, **extra), want)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

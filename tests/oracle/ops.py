@@ -51,8 +51,12 @@ def linear_exact(
     w_scale: np.ndarray,
     bias: np.ndarray | None,
     out_dtype: str,
+    residual: np.ndarray | None = None,
+    low_rank: np.ndarray | None = None,
+    low_rank_up: np.ndarray | None = None,
 ) -> np.ndarray:
-    """x_q int [..., K], w int64 [N, K] -> [..., N]: s32 sum, * w_scale, * x_scale, + bias, one rounding each.
+    """x_q int [..., K], w int64 [N, K] -> [..., N]: s32 sum, * w_scale, * x_scale, + bias, + low_rank's
+    products, + residual, one rounding each.
     """
     acc = x_q.astype(np.float64) @ w.astype(np.float64).T  # integers below 2^53: exact in any order
     assert np.abs(acc).max(initial=0) < 2**31
@@ -61,6 +65,10 @@ def linear_exact(
         y = y * x_scale.astype(F32)[..., None]
     if bias is not None:
         y = y + bias.astype(F32)
+    for r in range(0 if low_rank is None else low_rank.shape[-1]):
+        y = y + low_rank[..., r : r + 1].astype(F32) * low_rank_up[r].astype(F32)
+    if residual is not None:
+        y = y + residual.astype(F32)
     return y.astype(DTYPES[out_dtype])
 
 

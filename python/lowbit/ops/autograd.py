@@ -22,7 +22,7 @@ def _hadamard_backward(ctx, grad: Tensor):
 
 
 def _dynamic_linear_setup(ctx, inputs, output) -> None:
-    x, weight, w_scale, group_scale, bias, _bits, _clip, ctx.block, _shift = inputs
+    x, weight, w_scale, group_scale, bias, _bits, _clip, ctx.block, _shift, _residual = inputs
     ctx.k = x.shape[-1]
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(weight, w_scale, group_scale)
@@ -39,7 +39,8 @@ def _dynamic_linear_backward(ctx, grad: Tensor):
     grad_bias = None
     if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
-    return grad_x, None, None, None, grad_bias, None, None, None, None
+    grad_residual = grad if ctx.needs_input_grad[9:] == (True,) else None  # as long as the call was
+    return grad_x, None, None, None, grad_bias, None, None, None, None, grad_residual
 
 
 def _fp_linear_setup(ctx, inputs, output) -> None:

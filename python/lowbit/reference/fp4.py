@@ -57,7 +57,7 @@ def fp4_linear(
     w = _integers(unpack_codes(unprepack_int4_weight(weight, n, k), w_format, k), w_f)
     acc = x_q.double() @ w.double().T  # exact: |acc| < 2^53
     # what the integers are too large by is a power of two and goes into w_scale without rounding
-    return _epilogue(acc, w_scale.float() / steps, x_scale, bias, out_dtype or torch.float32)
+    return _epilogue(acc, w_scale.float() / steps, x_scale, bias).to(out_dtype or torch.float32)
 
 
 def _integers(codes: Tensor, f: FloatFormat) -> Tensor:  # the values of codes times int_scale, in fp32

@@ -27,19 +27,28 @@ def _group_size(k: int, groups: int) -> int:
     )
 
 
-def _linear(x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype) -> Tensor:
+def _linear(
+    x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype,
+    residual=None, low_rank=None, low_rank_up=None,
+) -> Tensor:
     n, k = w_scale.numel(), x_q.shape[-1]
     acc = x_q.double() @ _integer_weight(weight, group_scale, n, k).double().T  # exact: |acc| < 2^53
-    return _epilogue(acc, w_scale, x_scale, bias, out_dtype)
+    y = _epilogue(acc, w_scale, x_scale, bias)
+    if low_rank is not None:
+        for t, up in zip(low_rank.float().unbind(-1), low_rank_up.float(), strict=True):
+            y = y + t.unsqueeze(-1) * up
+    if residual is not None:
+        y = y + residual.float()
+    return y.to(out_dtype)
 
 
-def _epilogue(acc, w_scale, x_scale, bias, out_dtype) -> Tensor:
+def _epilogue(acc, w_scale, x_scale, bias) -> Tensor:
     y = acc.to(torch.int64).float() * w_scale.reshape(-1).float()
     if x_scale is not None:
         y = y * x_scale.reshape(*acc.shape[:-1], 1).float()
     if bias is not None:
         y = y + bias.float()
-    return y.to(out_dtype)
+    return y
 
 
 def int4_linear(
@@ -50,11 +59,19 @@ def int4_linear(
     group_scale: Tensor | None = None,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    residual: Tensor | None = None,
+    low_rank: Tensor | None = None,
+    low_rank_up: Tensor | None = None,
 ) -> Tensor:
-    """x_q packed uint8 [..., K/2] or int8 [..., K]; weight tiles; w_scale fp32 [N] -> [..., N]."""
+    """x_q packed uint8 [..., K/2] or int8 [..., K]; weight tiles; w_scale fp32 [N] -> [..., N].
+
+    low_rank fp32 [..., r] and low_rank_up fp32 [r, N]: their product is added after the bias, one rank after
+    the other, then residual [..., N] of out_dtype.
+    """
     if x_q.dtype == torch.uint8:
         x_q = unpack_int4(x_q)
-    return _linear(x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype or torch.float32)
+    how = (bias, out_dtype or torch.float32, residual, low_rank, low_rank_up)
+    return _linear(x_q, x_scale, weight, w_scale, group_scale, *how)
 
 
 def int8_linear(
@@ -64,9 +81,13 @@ def int8_linear(
     w_scale: Tensor,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    residual: Tensor | None = None,
+    low_rank: Tensor | None = None,
+    low_rank_up: Tensor | None = None,
 ) -> Tensor:
-    """x_q int8 [..., K]; weight int8 tiles; w_scale fp32 [N] -> [..., N]."""
-    return _linear(x_q, x_scale, weight, w_scale, None, bias, out_dtype or torch.float32)
+    """x_q int8 [..., K]; weight int8 tiles; w_scale fp32 [N] -> [..., N]; the rest as in `int4_linear`."""
+    how = (bias, out_dtype or torch.float32, residual, low_rank, low_rank_up)
+    return _linear(x_q, x_scale, weight, w_scale, None, *how)
 
 
 def dynamic_linear(
@@ -79,8 +100,9 @@ def dynamic_linear(
     clip: float = 1.0,
     hadamard_block: int | None = None,
     shift: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """[subtract shift] -> [Hadamard] -> per-token quantise -> integer linear; result in x.dtype.
+    """[subtract shift] -> [Hadamard] -> per-token quantise -> integer linear [+ residual]; result in x.dtype.
 
     hadamard_block: None = no transform, 0 = over all of K, b = block-diagonal.
     """
@@ -91,7 +113,7 @@ def dynamic_linear(
         n = hadamard_block or x.shape[-1]
         h = hadamard(h, n**-0.5, hadamard_block)
     x_q, x_scale = _codes(h, 7 if activation_bits == 4 else 127, clip)
-    return _linear(x_q, x_scale, weight, w_scale, group_scale, bias, x.dtype)
+    return _linear(x_q, x_scale, weight, w_scale, group_scale, bias, x.dtype, residual)
 
 
 def dequantize_weight(weight: Tensor, w_scale: Tensor, group_scale: Tensor | None, k: int) -> Tensor:
