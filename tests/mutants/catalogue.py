@@ -48,6 +48,7 @@ _MMA, _WGMMA = "kernels/int_gemm/sm80.cuh", "kernels/int_gemm/sm90.cuh"
 _UNPACK, _EPILOGUE = "kernels/int_gemm/unpack.cuh", "kernels/int_gemm/epilogue.cuh"
 _FP_MMA, _FP_EPILOGUE = "kernels/fp_gemm/sm80.cuh", "kernels/fp_gemm/epilogue.cuh"
 _FP_UNPACK, _FP_CODEC = "kernels/fp_gemm/unpack.cuh", "kernels/fp_gemm/codec.cuh"
+_FP_WGMMA = "kernels/fp_gemm/sm90.cuh"
 _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
 _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
@@ -298,7 +299,7 @@ MUTANTS = [
     # the sums of another split
     Mutant("int_gemm_cuda", _EPILOGUE, "if (s == split) continue;", "if (s == splits - 1) continue;"),
     # wgmma: the stage is released before it is multiplied
-    Mutant("int_gemm_cuda", _WGMMA, "if (i > 0) release(ring, step - 1);", "release(ring, step);"),
+    Mutant("int_gemm_cuda", _WGMMA, "if (i > 0) ring.release(step - 1);", "ring.release(step);"),
     # wgmma: registers of A written while they are read
     Mutant(
         "int_gemm_cuda",
@@ -371,6 +372,29 @@ MUTANTS = [
     ),
     # rows of the dequantised weight
     Mutant("fp_gemm_cuda", _FP_CODEC, "r = 2 * i + lane / 16", "r = i + lane / 16"),
+    # wgmma: the stage is released before it is multiplied; registers of A written while they are read; the
+    # phase of the empty barrier; the first k step for both; the tickets of one warpgroup
+    # for both
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_WGMMA,
+        "if (half == 0 && i > 0) ring.release(step - 1)",
+        "if (half == 0) ring.release(step)",
+    ),
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_WGMMA,
+        "ptx::wgmma_wait_group<1>(); ",
+        "ptx::wgmma_wait_group<2>(); ",
+    ),
+    Mutant("fp_gemm_cuda", _FP_WGMMA, "Ring<C>::phase(step) ^ 1u", "Ring<C>::phase(step)"),
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_WGMMA,
+        "(2 * half + c, a + 2 * c)",
+        "(2 * half, a + 2 * c)",
+    ),
+    Mutant("fp_gemm_cuda", _FP_WGMMA, "p.tickets + at,", "p.tickets + (number % tiles) * C::kTeams,"),
     # rows whose inverse overflows
     Mutant("quantize_cuda", _CODES, "s.scale < 1.17549435e-38f", "s.scale <= 0.f"),
     # infinity
