@@ -555,7 +555,7 @@ MUTANTS = [
     Mutant(
         "fused_rows", _FUSED, "min(max(set1(-87.f), x), set1(88.f))", "min(max(set1(-87.f), x), set1(87.f))"
     ),
-    Mutant("fused_rows", _FUSED, "set1(4.1665795894e-2f)", "set1(4.1665805e-2f)"),
+    Mutant("fused_rows", _FUSED, "set1(4.1665795894e-2f)", "set1(4.1666e-2f)"),
     Mutant("fused_rows", _FUSED, "set1(-2.12194440e-4f)", "set1(-2.12194e-4f)"),
     Mutant(
         "fused_rows",
