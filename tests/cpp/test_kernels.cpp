@@ -183,6 +183,47 @@ static void test_rows(const Kernels& scalar, const Kernels& isa) {
   }
 }
 
+// The three fused row ops with every option in turn; rows of x are a gate and an up, n each.
+static void test_fused_rows(const Kernels& scalar, const Kernels& isa) {
+  for (const int64_t n : {1, 2, 7, 8, 9, 16, 33, 64, 65, 127, 128, 576, 1000, 1025, 2100})
+    for (int option = 0; option < 32; ++option) {
+      const int64_t rows = 3, k = option & 1 ? n + 3 : n;
+      const int bits = option & 2 ? 4 : 8;
+      Buffer<float> x(rows * 2 * n), residual(rows * n), sum_a(rows * n), sum_b(rows * n);
+      Buffer<float> weight(k), step(k), shift(k), scale_a(rows), scale_b(rows);
+      for (Buffer<float>* b : {&x, &residual, &weight, &step, &shift}) fill(*b, 3.f);
+      Buffer<int32_t> index(k);
+      for (int64_t j = 0; j < k; ++j) index.p[j] = int32_t(rng() % uint64_t(n));
+      const int64_t bytes = bits == 4 ? (k + 1) / 2 : k;
+      Buffer<int8_t> a(rows * bytes), b(rows * bytes);
+      FusedRowsParams p{};
+      p.x = x.p, p.dtype = option & 16 ? DType::f32 : DType::bf16, p.n = n;
+      p.eps = 1e-6f, p.gain_offset = 1.f, p.gelu = option & 4;
+      RowCodesParams& c = p.codes;
+      c.k = k, c.index = option & 1 ? index.p : nullptr, c.bits = bits, c.clip = 0.9f;
+      c.inverse_step = option & 4 ? step.p : nullptr, c.shift = option & 8 ? shift.p : nullptr;
+      c.static_scale = option & 8;
+      for (const int op : {0, 1, 2, 3, 4}) {  // static, gated, both transformed, norm
+        const auto kernel = op == 4  ? &Kernels::norm_rows
+                            : op % 2 ? &Kernels::gated_rows
+                                     : &Kernels::static_rows;
+        p.order = p.two = 0, p.mix = nullptr, p.weight = nullptr, p.residual = nullptr;
+        if (op == 2 || op == 3) {
+          if (!split_order(n, &p.order, &p.two)) continue;
+          if (p.order > 1) p.mix = mix_table(p.order, false);
+        }
+        if (op == 4) p.weight = weight.p, p.residual = option & 4 ? residual.p : nullptr;
+        Buffer<float> work_a(scalar.fused_rows_scratch(p)), work_b(isa.fused_rows_scratch(p));
+        c.q = a.p, c.scale = scale_a.p, p.sum = sum_a.p;
+        (scalar.*kernel)(p, work_a.p, 0, rows);
+        c.q = b.p, c.scale = scale_b.p, p.sum = sum_b.p;
+        (isa.*kernel)(p, work_b.p, 0, rows);
+        const bool same = a == b && scale_a == scale_b && sum_a == sum_b;
+        expect(same, isa.name, "fused rows", n, option, op);
+      }
+    }
+}
+
 int main() {
   const Kernels* scalar = nullptr;
   for (const Isa& isa : isa_table())
@@ -193,6 +234,7 @@ int main() {
     test_rows(*scalar, *isa.kernels);
     test_fp4_gemm(*scalar, *isa.kernels);
     test_fp4_rows(*scalar, *isa.kernels);
+    test_fused_rows(*scalar, *isa.kernels);
     std::printf("%s: done\n", isa.name);
   }
   std::printf("%d failures\n", failures);

@@ -321,6 +321,16 @@ def test_activation_at_the_ends_of_exp(activation, bits, isa):
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_every_bit_of_the_activation(activation, isa):
+    """A row of one value has the scale |value| / 127, which shows what 256 codes hide."""
+    gate = np.linspace(-15, 15, 12001, dtype=np.float32)
+    gate_up = np.stack([gate, np.ones_like(gate)], -1)
+    _, scale = OPS.gated_quantize(tensor(gate_up), 8, activation)
+    want = np.abs((fused.silu if activation == "silu" else fused.gelu_tanh)(gate)) / np.float32(127)
+    compare.exact(scale, np.where(want < np.finfo(np.float32).tiny, np.float32(1), want))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_gate_is_close_to_the_textbook(activation):
     """Within half a step of the real-number activation, and some roundings of it."""
     gate_up = np.random.default_rng(0).normal(0, 3, (64, 2 * 200)).astype(np.float32)
