@@ -27,9 +27,9 @@ _BENCHES = {
     "fp_gemm": fp_gemm,
     "hadamard": hadamard,
     "quantize": quantize,
-    "attention": attention,
     "layer": layer,
     "model": model,
+    "attention": attention,
 }
 _CUDA = {
     "linear": (cuda_linear.run, {"shapes": "all", "rows": list(cuda_linear.ROWS)}),

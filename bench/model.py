@@ -34,7 +34,7 @@ SHAPES = {
     "Llama-2-7B": Shape(4096, 11008, 32, 32, 32, 32000),
     "Llama-3-8B": Shape(4096, 14336, 32, 8, 32, 128256),
 }
-METHODS = "quarot rtn w4a4kv4,mergequant w4a4kv4,mergequant w4a8kv4"
+METHODS = "quarot rtn w4a4kv4,mergequant w4a4,mergequant w4a8"
 
 
 def random_model(shape: Shape, layers: int, dtype: torch.dtype, device: str, method: str | None) -> nn.Module:

@@ -172,11 +172,11 @@ class FusedLayer:
         self.softmax_scale = float(attention.scaling)
         self.activation = activation
 
-    def __call__(self, h: Tensor, attend: Callable[["FusedLayer", Tensor], Tensor]) -> Tensor:
-        """h [T, d] -> [T, d]; attend(layer, qkv [T, (Hq + 2 Hkv) D]) -> [T, Hq D]."""
+    def __call__(self, h: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """h [T, d] -> [T, d]; attend(qkv [T, (Hq + 2 Hkv) D]) -> [T, Hq D]."""
         q, scale = self.qkv.coder.norm(h, self.input_gain, self.input_eps)
         qkv = self.qkv(q, scale, h.dtype)  # [T, (Hq + 2 Hkv) D]
-        h = self.o.from_float(attend(self, qkv), h)
+        h = self.o.from_float(attend(qkv), h)
         q, scale = self.gate_up.coder.norm(h, self.mlp_gain, self.mlp_eps)
         gate_up = self.gate_up(q, scale, h.dtype)  # [T, 2 F]
         q, scale = self.down.coder.gated(gate_up, self.activation)

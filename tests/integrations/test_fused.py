@@ -8,12 +8,19 @@ import pytest
 import torch
 from lowbit.fused import NotFusable
 from lowbit.integrations.hf import FusedCache, Int4Cache
+from lowbit.integrations.hf import fused as hf_fused
 from lowbit.nn import QuantizedLinear
 from lowbit.recipes import Recipe
 
 from tests.models import ARCHITECTURES, tiny, token_ids
 
-METHODS = ["quarot rtn w4a4kv4", "quarot gptq w4a4kv4 g32 +shift", "quarot gptq w4a8kv4"]
+METHODS = [
+    "quarot rtn w4a4kv4",
+    "quarot gptq w4a4kv4 g32 +shift",
+    "quarot gptq w4a8kv4",
+    "mergequant w4a4",
+    "mergequant w4a8 no-r1",
+]
 
 
 def quantized(architecture: str = "llama", method: str | Recipe = METHODS[0], **changes):
@@ -143,6 +150,44 @@ def test_a_call_it_cannot_serve_goes_the_old_way():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+
+
+def test_layers_that_change_afterwards_are_not_ignored():
+    """An adapter put on later, or other weights: the fused layers know nothing of them."""
+    model = quantized()
+    ids = token_ids(1, 8)
+    lowbit.fuse(model)
+    layer = model.model.layers[0].self_attn.q_proj
+    layer.weight.data = layer.weight.data * 0.5
+    with pytest.warns(UserWarning, match="changed"), torch.no_grad():
+        got = model(ids).logits
+    with torch.no_grad():
+        assert torch.equal(got, lowbit.unfuse(model)(ids).logits)
+        want = model(ids, past_key_values=own_cache(model)).logits
+        assert away(lowbit.fuse(model)(ids).logits, want) < 0.05
+
+
+def test_a_graph_is_captured_once_and_again_when_the_batch_changes(monkeypatch):
+    """The bookkeeping around CUDA graphs, with graphs that run their function when they are replayed."""
+    made = []
+
+    class Graph:
+        def __init__(self, run, inputs):
+            made.append(tuple(t.shape for t in inputs))
+            self.run = run
+
+        def __call__(self, inputs):
+            return self.run(*inputs)
+
+    model = quantized()
+    ids = token_ids(2, 12)
+    settings = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    want = lowbit.fuse(model).generate(ids, **settings), model.generate(ids[:1], **settings)
+    monkeypatch.setattr(hf_fused, "StepGraph", Graph)
+    monkeypatch.setattr(hf_fused, "_on_card", lambda x: True)
+    assert torch.equal(model.generate(ids, **settings), want[0]) and len(made) == 1
+    assert torch.equal(model.generate(ids[:1], **settings), want[1]) and len(made) == 2
+    assert made[0][3] == (2, 16)  # the block table, widened
 
 
 def test_more_tokens_than_allowed():

@@ -7,9 +7,9 @@
 
 #include "../../layout/mma_fragment.h"
 #include "../../layout/mma_weight.h"
-#include "../../ptx/mbarrier.h"
 #include "../../ptx/tma.h"
 #include "../../ptx/wgmma.h"
+#include "../common/pipeline.cuh"
 #include "epilogue.cuh"
 #include "unpack.cuh"
 
@@ -18,14 +18,20 @@ namespace lowbit::kernels::int_gemm {
 struct WgmmaParams {
   ptx::TensorMap x;  // boxes of kTokens rows x 128 bytes, 128-byte swizzle
   Params p;
+  Addends add;
 };
 
-template <const Tile& kTile, Weight kWeightOf>
+// kAdds: the epilogue has addends. In the largest tile, whose sums leave few registers, even those that are
+// not given lengthen the main loop.
+template <const Tile& kTile, Weight kWeightOf, bool kAddsOf>
 struct WgmmaConfig {
   static constexpr Weight kWeight = kWeightOf;
+  static constexpr bool kAdds = kAddsOf;
   static constexpr int kRows = kTile.rows, kTokens = kTile.tokens, kThreads = kTile.threads;
   static constexpr int kStages = stages_of(kTile, kWeight, Codes::kInt8);
-  static constexpr int kSums = kTokens / 2;  // registers of a thread
+  static constexpr int kTeams = 2, kStageK = int_gemm::kStageK;
+  static constexpr int kSums = kTokens / 2;     // registers of a thread
+  static constexpr int kGroup = kAdds ? 2 : 1;  // tokens of a thread in the epilogue
   static constexpr int kWeightAt = x_stage_bytes(kTokens, Codes::kInt8);
   static constexpr int kScaleAt = kWeightAt + weight_stage_bytes(kRows, kWeight);
   static constexpr int kStageBytes = stage_bytes(kTile, kWeight, Codes::kInt8);
@@ -35,40 +41,6 @@ struct WgmmaConfig {
   static constexpr int kBlockBytes =
       kWeight == Weight::kInt8 ? mma_weight::kInt8Bytes : mma_weight::kInt4Bytes;
   static_assert(kRows == 128 && kThreads == 384, "two consumer warpgroups of 64 channels and a producer");
-};
-
-// The ring: stage i % kStages is full in the phase i / kStages.
-template <class C>
-struct Ring {
-  ptx::smem_ptr<uint8_t> base;
-
-  LOWBIT_DEVICE ptx::smem_ptr<uint8_t> stage(int i) const {
-    return base.plus_bytes(uint32_t(i % C::kStages) * C::kStageBytes);
-  }
-  LOWBIT_DEVICE ptx::smem_ptr<uint64_t> full(int i) const {
-    return base.plus_bytes(C::kBarrierAt + 16 * (i % C::kStages)).template as<uint64_t>();
-  }
-  LOWBIT_DEVICE ptx::smem_ptr<uint64_t> empty(int i) const { return full(i) + 1; }
-  static LOWBIT_DEVICE uint32_t phase(int i) { return uint32_t(i / C::kStages) & 1u; }
-};
-
-// What a block does: the items of its number, and the stages of k of each.
-template <class C>
-struct Schedule {
-  int row_tiles, token_tiles, items, stages, stages_per_split;
-
-  explicit LOWBIT_DEVICE Schedule(const Params& p)
-      : row_tiles(ceil_div(p.n, C::kRows)),
-        token_tiles(ceil_div(p.m, C::kTokens)),
-        items(row_tiles * token_tiles * p.splits),
-        stages(ceil_div(p.k, kStageK)),
-        stages_per_split(p.stages_per_split) {}
-  LOWBIT_DEVICE Item item(int i) const { return item_at(i, row_tiles, token_tiles); }
-  LOWBIT_DEVICE int begin(const Item& i) const { return i.split * stages_per_split; }
-  LOWBIT_DEVICE int end(const Item& i) const {
-    const int e = begin(i) + stages_per_split;
-    return e < stages ? e : stages;
-  }
 };
 
 // One thread brings every stage of every item. A block of weights or scales past the end is the last one
@@ -141,12 +113,6 @@ LOWBIT_DEVICE void issue_half(int32_t (&sums)[C::kSums], const uint32_t (&a)[2][
   ptx::wgmma_commit_group();
 }
 
-template <class C>
-LOWBIT_DEVICE void release(const Ring<C>& ring, int step) {
-  ptx::syncwarp();
-  if (ptx::lane_index() == 0) ptx::mbarrier_arrive(ring.empty(step));
-}
-
 // The sums of one item. While one half stage is multiplied, the next is unpacked into the other set of
 // registers; a set is written again only after the wait that covers its last use.
 template <class C>
@@ -161,21 +127,22 @@ LOWBIT_DEVICE int multiply_item(int32_t (&sums)[C::kSums], const Params& p, cons
     unpack_half<C>(first, p, stage, 0, team);  // free: the wait below covered it
     issue_half<C>(sums, first, stage, 0, i > 0);
     ptx::wgmma_wait_group<1>();  // the last stage is multiplied
-    if (i > 0) release(ring, step - 1);
+    if (i > 0) ring.release(step - 1);
     unpack_half<C>(second, p, stage, 1, team);
     issue_half<C>(sums, second, stage, 1, true);
     ptx::wgmma_wait_group<1>();
   }
   ptx::wgmma_wait_group<0>();
   ptx::warpgroup_fence_operand(sums);
-  if (count > 0) release(ring, step - 1);
+  if (count > 0) ring.release(step - 1);
   return step;
 }
 
 // Stages and writes the warpgroup's 64 channels, kStagedTokens tokens at a time.
 template <class C>
-LOWBIT_DEVICE void finish_item(int32_t (&sums)[C::kSums], const Params& p, const Schedule<C>& work,
-                               const Item& item, int number, ptx::smem_ptr<int32_t> staged, int team) {
+LOWBIT_DEVICE void finish_item(int32_t (&sums)[C::kSums], const Params& p, const Addends& add,
+                               const Schedule<C>& work, const Item& item, int number,
+                               ptx::smem_ptr<int32_t> staged, int team) {
   const Team<128> group{1 + team};
   if (p.splits > 1) {
     const int tiles = work.row_tiles * work.token_tiles, at = (number % tiles) * 2 + team;
@@ -191,21 +158,22 @@ LOWBIT_DEVICE void finish_item(int32_t (&sums)[C::kSums], const Params& p, const
     for (int j = 0; j < kStagedTokens; j += 8)
       stage_fragment<64 + kPad>(staged, slab, j, sums + (t + j) / 8 * 4);
     group.sync();
-    write_tile<64, Slab<C::kWeight>::kShift, C::kWeight == Weight::kFp4>(
-        group, p, staged, row, item.token_tile * C::kTokens + t, kStagedTokens);
+    write_tile<64, kStagedTokens, C::kGroup, Slab<C::kWeight>::kShift, C::kWeight == Weight::kFp4, C::kAdds>(
+        group, p, add, staged, row, item.token_tile * C::kTokens + t);
     group.sync();
   }
 }
 
 template <class C>
-LOWBIT_DEVICE void consume(const Params& p, const Ring<C>& ring, const Schedule<C>& work, int team) {
+LOWBIT_DEVICE void consume(const Params& p, const Addends& add, const Ring<C>& ring, const Schedule<C>& work,
+                           int team) {
   const auto staged = ring.base.plus_bytes(C::kStagedAt + team * C::kStagedWords * 4).template as<int32_t>();
   int step = 0;
   for (int i = ptx::block_index_x(); i < work.items; i += ptx::grid_size_x()) {
     const Item item = work.item(i);
     int32_t sums[C::kSums] = {};
     step = multiply_item<C>(sums, p, ring, step, work.end(item) - work.begin(item), team);
-    finish_item<C>(sums, p, work, item, i, staged, team);
+    finish_item<C>(sums, p, add, work, item, i, staged, team);
   }
 }
 
@@ -214,20 +182,13 @@ LOWBIT_KERNEL(C::kThreads, 1)
 gemm_wgmma(const LOWBIT_GRID_CONSTANT WgmmaParams params) {
   const Ring<C> ring{ptx::dynamic_smem<uint8_t, 1024>()};
   const Schedule<C> work(params.p);
-  if (ptx::thread_index() == 0) {
-    for (int i = 0; i < C::kStages; ++i) {
-      ptx::mbarrier_init(ring.full(i), 1);   // the producer, and the bytes
-      ptx::mbarrier_init(ring.empty(i), 8);  // one lane of each consumer warp
-    }
-    ptx::fence_mbarrier_init();
-  }
-  ptx::syncthreads();
+  ring.start();
   if (ptx::warpgroup_index() == 0) {
     ptx::setmaxnreg_dec<40>();
     if (ptx::thread_index() == 0) produce<C>(params, ring, work);
   } else {
     ptx::setmaxnreg_inc<232>();
-    consume<C>(params.p, ring, work, ptx::warpgroup_index() - 1);
+    consume<C>(params.p, params.add, ring, work, ptx::warpgroup_index() - 1);
   }
 }
 

@@ -14,7 +14,6 @@ from lowbit import ops
 
 from .. import reference
 from ..quantizers import QuantizedWeight, rtn
-from ..reference.static import quantize_static
 from .linear import Int4Codes, QuantizedLinear
 
 
@@ -117,13 +116,10 @@ class StaticInt4Linear(Int4Codes, QuantizedLinear):
 
     def quantize_input(self, x: Tensor) -> Tensor:
         """x [..., K] -> codes as the kernel takes them: packed uint8 for 4 bits, int8 for 8."""
-        if self.input_hadamard is not None:
-            n = self.input_hadamard or self.in_features
-            x = ops.hadamard(x.float().contiguous(), n**-0.5, self.input_hadamard or None)
         step = self.input_inverse_step if self.input_step else None
         shift = self.input_shift if self.mean_shift else None
         index = None if self.gathered is None else self.input_index
-        return quantize_static(x, self.activation_bits, step, shift, index)
+        return ops.quantize_static(x, self.activation_bits, step, shift, index, self.input_hadamard)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: float [..., K] -> [..., N] in x.dtype. Differentiable in x (straight through the quantiser)."""

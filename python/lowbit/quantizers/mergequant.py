@@ -28,22 +28,36 @@ INVARIANCE = 1e-8  # of the outputs' range, in fp64
 
 
 class _Moments:
-    """Sums over tokens of what is rounded, v, and of the codes, q, [K]; their Hessian, and E[v q^T]."""
+    """Of what is rounded, v, and of the codes, q: their means [K], and around them the Hessian and E[v q^T].
 
-    def __init__(self, k: int, device: torch.device):
+    Around the means, since the bias makes up for what rounding does to them.
+    """
+
+    def __init__(self, k: int, device: torch.device, quantized: bool):
+        self.quantized = quantized
         self.hessian, self.cross = Hessian(k, device), torch.zeros(k, k, device=device)
         self.mean = torch.zeros(k, dtype=torch.float64, device=device)
         self.mean_codes = torch.zeros_like(self.mean)
 
-    def add(self, static: StaticInput, y: Tensor, quantized: bool) -> None:
-        """y: fp32 [T, K]. quantized: whether the Hessian is that of the codes."""
+    def add(self, static: StaticInput, y: Tensor) -> None:
+        """y: fp32 [T, K]."""
         v = static.exact(y)
         q = v.clone().clamp_(*CODES[static.bits]).round_()
         self.mean += v.sum(0, dtype=torch.float64)
         self.mean_codes += q.sum(0, dtype=torch.float64)
-        self.hessian.add(q if quantized else v)
-        if quantized:
+        self.hessian.add(q if self.quantized else v)
+        if self.quantized:
             self.cross.addmm_(v.T, q)
+
+    def centre(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(mean of v, mean of q, Hessian, cross Hessian), the Hessian that of the codes or of v as added."""
+        tokens = self.hessian.tokens
+        v, q = self.mean / tokens, self.mean_codes / tokens
+        seen = q if self.quantized else v
+        hessian = (self.hessian.matrix().double() - 2 * torch.outer(seen, seen)).float()
+        hessian.diagonal().clamp_min_(0)
+        cross = (self.cross.double() * (2.0 / tokens) - 2 * torch.outer(v, q)).float()
+        return v, q, hessian, cross
 
 
 class StaticStage(Stage):
@@ -81,8 +95,7 @@ class StaticStage(Stage):
         entry |= self._errors(static, sample, weights)
         if self._stays_dynamic(entry):
             self.report = [{"layer": name, **entry, "static": False} for name in self.names]
-            for part in x.split(_CHUNK_TOKENS):
-                super().add(part)
+            super().add(x)
             super().finish()
             return
         self.static = static
@@ -184,19 +197,18 @@ class StaticStage(Stage):
         """Fold, round, compensate, and build the layers for the inputs y [T, K]."""
         static, recipe = self.static, self.recipe
         folded = [static.fold(linear.weight.detach()).float() for linear in self.linears]
-        found = _Moments(folded[0].shape[1], y.device)
+        found = _Moments(folded[0].shape[1], y.device, recipe.quantized_calibration)
         for part in y.split(_CHUNK_TOKENS):
-            found.add(static, part, recipe.quantized_calibration)
-        h = found.hessian.matrix()
+            found.add(static, part)
+        mean, mean_codes, h, cross = found.centre()
         targets = folded
         if recipe.quantized_calibration:
             rows = [w.shape[0] for w in folded]
-            all_rows = refit(torch.cat(folded), found.cross * (2.0 / y.shape[0]), h, recipe.damp)
+            all_rows = refit(torch.cat(folded), cross, h, recipe.damp)
             targets = list(all_rows.split(rows))
         quantized = quantize_weights(targets, recipe, h)
         inverse = None if self.norm is not None or self.values is not None else 1.0 / static.step
         inverse = inverse if inverse is None or static.index is None else inverse[static.index]
-        mean, mean_codes = found.mean / y.shape[0], found.mean_codes / y.shape[0]
         mean = mean if static.shift is None else mean + static.shift
         block = None if self.online is None else self.online.block or 0
         self.modules = []

@@ -4,6 +4,7 @@ The model keeps its modules and its `generate`; only `model.model.forward` is an
 layers cannot serve (padding, a cache of another kind, gradients) goes the old way, with one warning.
 """
 
+import functools
 import warnings
 from types import MethodType
 
@@ -15,8 +16,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lowbit import ops
 
+from ...cuda_graph import StepGraph
 from ...fused import ACTIVATIONS, FusedLayer, NotFusable
 from ...kv_cache import PagedKv4Cache
+from ...nn import QuantizedLinear
 from ...transforms.architectures import SUPPORTED
 from .cache import PREFIX, CacheHook, Int4Cache
 
@@ -111,6 +114,8 @@ class FusedDecoder:
             FusedLayer(layer, activation, f"layer {i}") for i, layer in enumerate(decoder.layers)
         ]
         self.warned: set[str] = set()
+        self.graph: tuple[tuple, StepGraph] | None = None
+        self.made_of = _parts(decoder)
 
     def new_cache(self) -> FusedCache:
         """An empty cache; it grows page by page."""
@@ -125,7 +130,7 @@ class FusedDecoder:
         inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **kwargs: object,
     ) -> BaseModelOutputWithPast:
         """What `LlamaModel.forward` computes, and its arguments. kwargs: those that transformers adds."""
-        reason = self._refusal(attention_mask, past_key_values, inputs_embeds, kwargs)
+        reason = self._refusal(decoder, attention_mask, past_key_values, inputs_embeds, kwargs)
         if reason is not None:
             goes_on = isinstance(past_key_values, Int4Cache) and past_key_values.get_seq_length() > 0
             if reason not in self.warned and not goes_on:
@@ -148,15 +153,74 @@ class FusedDecoder:
         cos, sin = (
             v.float().expand(b, t, -1).reshape(b * t, -1) for v in decoder.rotary_emb(x, position_ids)
         )
-        step = _Step(self, past_key_values, cos, sin, b, t, past)
         h = x.reshape(b * t, -1)
-        for i, layer in enumerate(self.layers):
-            step.index = i
-            h = layer(h, step.decode if t == 1 else step.prefill)
+        if t == 1:
+            h = self._step(past_key_values, h, cos, sin)
+        else:
+            h = self._prompt(past_key_values, h, cos, sin, past)
         return BaseModelOutputWithPast(decoder.norm(h.view(b, t, -1)), past_key_values)
 
-    @staticmethod
-    def _refusal(mask: Tensor | None, cache: Cache | None, embeds: Tensor | None, kwargs: dict) -> str | None:
+    def _step(self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """One token per sequence: h [B, d] through all layers. On a card that is one CUDA graph, captured
+        anew when the pool of pages, the batch or (in steps of 16 pages) the length makes it another.
+        """
+        table, lengths = cache.pages.step(cache.sequences)
+        if not _on_card(h):
+            return self._layers(cache, h, cos, sin, table, lengths)
+        table = F.pad(table, (0, -table.shape[1] % 16), value=-1)
+        key = (h.shape, h.dtype, table.shape, cache.pages.caches(0)[0].data_ptr())
+        inputs = (h, cos, sin, table, lengths)
+        if self.graph is None or self.graph[0] != key:
+            self.graph = None  # frees its memory first
+            self.graph = key, StepGraph(lambda *tensors: self._layers(cache, *tensors), inputs)
+        return self.graph[1](inputs)
+
+    def _layers(
+        self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor, table: Tensor, lengths: Tensor
+    ) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            # one token per sequence: qkv [B, (Hq + 2 Hkv) D] -> [B, Hq D]
+            h = layer(
+                h,
+                lambda qkv, i=i, layer=layer: cache.pages.attend(
+                    i, qkv, cos, sin, self.heads, (table, lengths), layer.softmax_scale, layer.q_norm,
+                    layer.k_norm, layer.head_eps,
+                ),
+            )  # fmt: skip
+        return h
+
+    def _prompt(self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor, past: int) -> Tensor:
+        """Several tokens, h [B * T, d]: append them; each attends to the new keys and values as they are, and
+        to older ones as stored.
+        """
+        b = len(cache.sequences)
+        t = h.shape[0] // b
+        slots = torch.cat([cache.pages.slots(seq, t) for seq in cache.sequences])
+        mask = None
+        if past:
+            mask = torch.ones(t, past + t, dtype=torch.bool, device=h.device).tril(past)
+
+        def attend(i: int, layer: FusedLayer, qkv: Tensor) -> Tensor:
+            heads = cache.pages.rope_append(
+                i, qkv, cos, sin, self.heads, slots, layer.q_norm, layer.k_norm, layer.head_eps
+            )
+            q, k, v = (x.view(b, t, -1, self.head_dim).transpose(1, 2) for x in heads)  # [B, H, T, D]
+            if past:
+                old = cache.read(i, k.dtype)
+                k, v = (torch.cat((o[:, :, :past], x), 2) for o, x in zip(old, (k, v), strict=True))
+            y = F.scaled_dot_product_attention(
+                q, k, v, mask, is_causal=mask is None, scale=layer.softmax_scale, enable_gqa=True
+            )
+            return y.transpose(1, 2).reshape(b * t, -1)
+
+        for i, layer in enumerate(self.layers):
+            h = layer(h, functools.partial(attend, i, layer))
+        return h
+
+    def _refusal(
+        self, decoder: nn.Module, mask: Tensor | None, cache: Cache | None, embeds: Tensor | None,
+        kwargs: dict,
+    ) -> str | None:
         """Why the old way has to be gone, or None."""
         if not isinstance(cache, FusedCache):
             return f"a cache of type {type(cache).__name__}"
@@ -167,47 +231,19 @@ class FusedDecoder:
                 return key
         if mask is not None and (mask.dim() != 2 or (cache.get_seq_length() == 0 and not bool(mask.all()))):
             return "padding or a mask of its own"
+        if cache.get_seq_length() == 0 and list(map(id, _parts(decoder))) != list(map(id, self.made_of)):
+            return "layers that changed since lowbit.fuse"
         return None
 
 
-class _Step:
-    """Attention of one forward: what all layers share."""
+def _on_card(x: Tensor) -> bool:
+    return x.is_cuda
 
-    def __init__(
-        self, fused: FusedDecoder, cache: FusedCache, cos: Tensor, sin: Tensor, b: int, t: int, past: int
-    ):
-        self.fused, self.cache, self.cos, self.sin = fused, cache, cos, sin
-        self.b, self.t, self.past, self.index = b, t, past, 0
-        pages, seqs = cache.pages, cache.sequences
-        if t == 1:
-            self.tables = pages.step(seqs)
-        else:
-            self.slots = torch.cat([pages.slots(seq, t) for seq in seqs])
 
-    def decode(self, layer: FusedLayer, qkv: Tensor) -> Tensor:
-        """One token per sequence: qkv [B, (Hq + 2 Hkv) D] -> [B, Hq D]."""
-        return self.cache.pages.attend(
-            self.index, qkv, self.cos, self.sin, self.fused.heads, self.tables, layer.softmax_scale,
-            layer.q_norm, layer.k_norm, layer.head_eps,
-        )  # fmt: skip
-
-    def prefill(self, layer: FusedLayer, qkv: Tensor) -> Tensor:
-        """Several tokens: append; attend to the new keys and values as they are, to older ones as stored."""
-        b, t = self.b, self.t
-        q, k, v = self.cache.pages.rope_append(
-            self.index, qkv, self.cos, self.sin, self.fused.heads, self.slots, layer.q_norm, layer.k_norm,
-            layer.head_eps,
-        )  # fmt: skip
-        q, k, v = (x.view(b, t, -1, self.fused.head_dim).transpose(1, 2) for x in (q, k, v))  # [B, H, T, D]
-        mask = None
-        if self.past:
-            old = self.cache.read(self.index, k.dtype)
-            k, v = (torch.cat((o[:, :, : self.past], x), 2) for o, x in zip(old, (k, v), strict=True))
-            mask = torch.ones(t, self.past + t, dtype=torch.bool, device=q.device).tril(self.past)
-        out = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=mask is None, scale=layer.softmax_scale, enable_gqa=True
-        )
-        return out.transpose(1, 2).reshape(b * t, -1)
+def _parts(decoder: nn.Module) -> list[object]:
+    """The quantised layers and their tiles: others, once adapters, weights or another device came."""
+    layers = (m for layer in decoder.layers for m in layer.modules() if isinstance(m, QuantizedLinear))
+    return [part for m in layers for part in (m, m._tiles)]
 
 
 def fuse(model: nn.Module, max_tokens: int | None = None) -> nn.Module:
