@@ -1,12 +1,16 @@
 """Bad arguments to the ops of the paged KV cache: one sentence, and nothing is written."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.oracle import attention as oracle
 
-from .support import ON_CPU, OPS, assert_unchanged, snapshot
+from .support import CPU_ONLY, ON_CPU, OPS, assert_unchanged, snapshot
 
 C = tuple(torch.from_numpy(a) for a in oracle.poisoned(4, 3, 16, 64).arrays())
 KV, AT, Q = torch.ones(2, 3, 64), torch.tensor([0, 63]), torch.ones(2, 9, 64)
@@ -146,3 +150,46 @@ def test_bad_argument(name, args, sentence):
 def test_pages_beyond_the_length_are_not_looked_at():
     table = torch.tensor([[0, 99], [2, -1]], dtype=torch.int32)
     OPS.kv4_attention(Q, *C, table, torch.tensor([16, 3], dtype=torch.int32), 0.125)
+
+
+CHECKED = """
+import torch, lowbit
+ops = torch.ops.lowbit
+C = [torch.zeros(2, 1, 16, n, dtype=t) for n, t in ((32, torch.uint8), (2, torch.float16)) * 2]
+x, bad, at = torch.ones(2, 1, 64), torch.ones(2, 1, 64), torch.tensor([0, 1])
+bad[1, 0, 3] = float("inf")
+turn = (torch.ones(2, 64), torch.zeros(2, 64))
+table, one = torch.tensor([[0], [1]]).int(), torch.ones(2).int()
+good = torch.ones(2, 192)
+ops.kv4_append(x, x, at, *C)
+ops.kv4_attention(x, *C, table, one, 1.0)
+for name, call in (
+    ("kv4_append: key or value has NaN or infinity in row 1", lambda: ops.kv4_append(x, bad, at, *C)),
+    ("kv4_append: key or value has NaN or infinity in row 1", lambda: ops.kv4_append(bad, x, at, *C)),
+    ("kv4_attention: q or the cache has NaN or infinity in sequence 1",
+     lambda: ops.kv4_attention(bad, *C, table, one, 1.0)),
+    ("kv4_rope_append: qkv has NaN or infinity in row 1",
+     lambda: ops.kv4_rope_append(torch.cat((x, bad, x), 1).flatten(1), *turn, 1, 1, at, *C)),
+    ("kv4_attend: qkv has NaN or infinity in row 1",
+     lambda: ops.kv4_attend(torch.cat((x, x, bad), 1).flatten(1), *turn, 1, 1, *C, table, one, 1.0)),
+):
+    try:
+        call()
+        print("passed:", name)
+    except RuntimeError as error:
+        assert name in str(error) and "expected finite values (LOWBIT_CHECKED)" in str(error), error
+"""
+
+
+@CPU_ONLY
+def test_checked_mode_refuses_what_is_not_finite():
+    for checked, passed in (("1", 0), ("0", 5)):
+        result = subprocess.run(
+            [sys.executable, "-c", CHECKED],
+            env=os.environ | {"LOWBIT_CHECKED": checked},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("passed:") == passed, result.stdout
