@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from . import attention
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -20,8 +22,8 @@ TESTS = {
     "fp4": ["tests/ops/test_fp4.py"],
     "fp_gemm": ["tests/ops/test_fp_linear.py", "tests/ops/test_minifloat.py"],
     "kv_cache": ["tests/ops/test_kv_cache.py"],
-    "fused_rows": ["tests/ops/test_fused_rows.py"],
     "attention": ["tests/ops/test_kv_paged.py", "tests/ops/test_kv_paged_errors.py"],
+    "fused_rows": ["tests/ops/test_fused_rows.py"],
     "int_gemm_cuda": ["tests/emu/test_int_gemm.py"],
     "fp_gemm_cuda": ["tests/emu/test_fp_gemm.py"],
     "quantize_cuda": ["tests/emu/test_quantize.py", "tests/emu/test_quantize_fp4.py"],
@@ -46,6 +48,7 @@ _MMA, _WGMMA = "kernels/int_gemm/sm80.cuh", "kernels/int_gemm/sm90.cuh"
 _UNPACK, _EPILOGUE = "kernels/int_gemm/unpack.cuh", "kernels/int_gemm/epilogue.cuh"
 _FP_MMA, _FP_EPILOGUE = "kernels/fp_gemm/sm80.cuh", "kernels/fp_gemm/epilogue.cuh"
 _FP_UNPACK, _FP_CODEC = "kernels/fp_gemm/unpack.cuh", "kernels/fp_gemm/codec.cuh"
+_FP_WGMMA = "kernels/fp_gemm/sm90.cuh"
 _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
 _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
@@ -53,8 +56,7 @@ _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
 _LAYER, _ROW_SUM = "kernels/fused_rows/sm80.cuh", "kernels/fused_rows/row_sum.cuh"
 _GATE, _FINISH = "kernels/fused_rows/activation.cuh", "kernels/hadamard/finish.cuh"
 _HEADS = "kernels/kv_cache/sm80.cuh"
-_FUSED = "cpu/fused_rows-inl.h"
-_ATTENTION, _PAGED, _PAGED_OPS = "cpu/attention-inl.h", "cpu/kv_paged-inl.h", "ops/kv_paged.cpp"
+_FUSED, _EXP = "cpu/fused_rows-inl.h", "cpu/exp-inl.h"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
 MUTANTS = [
@@ -244,53 +246,7 @@ MUTANTS = [
         "(a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13",
         "(a - 0x38000000u + 0x1000u) >> 13",
     ),
-    # the place of a nibble, and what is left of a key besides its codes
-    Mutant("attention", _ATTENTION, "1.f / 256, 1.f / 4096}", "1.f / 256, 1.f / 4095}"),
-    Mutant("attention", _ATTENTION, "+ s.zero[t + i] * sum[h];", "+ s.zero[t + i] * sum[0];"),
-    # the registers past the last token of a split
-    Mutant("attention", _ATTENTION, "for (; at % 16; ++at) s.scale[at] = s.zero[at] = 0.f;", ""),
-    Mutant(
-        "attention", _ATTENTION, "t < padded; ++t) score[t] = 0.f;", "t < padded - 1; ++t) score[t] = 0.f;"
-    ),
-    # the largest score, of a split and of all
-    Mutant("attention", _ATTENTION, "*most = lane_max(top);", "*most = score[0];"),
-    Mutant("attention", _ATTENTION, "exponential(set1(partial[0] - most))", "exponential(set1(most - most))"),
-    Mutant("attention", _ATTENTION, "sum = sum + t[0] * partial[1];", "sum = sum + partial[1];"),
-    # which page, which head, which sequence
-    Mutant("attention", _ATTENTION, "p.max_pages + (begin + t) / c.page]", "p.max_pages + t / c.page]"),
-    Mutant(
-        "attention",
-        _ATTENTION,
-        "const int64_t first = head * group + h;",
-        "const int64_t first = head + h * kv_heads;",
-    ),
-    Mutant(
-        "attention",
-        _ATTENTION,
-        "while (p.first_split[b + 1] <= split) ++b;",
-        "while (p.first_split[b + 1] < split) ++b;",
-    ),
-    Mutant(
-        "attention",
-        _ATTENTION,
-        "multiply_add(acc[h][j], v, weight[h][at]);",
-        "multiply_add(acc[h][j], v, weight[0][at]);",
-    ),
-    Mutant("attention", "cpu/exp-inl.h", "set1(1.3981999507e-3f)", "set1(1.3981999507e-2f)"),
-    # what is stored, and where
-    Mutant("attention", _PAGED, "if (slot < 0) return;", "if (slot <= 0) return;"),
-    Mutant("attention", _PAGED, "if (!is_key || p.key_block == 1)", "if (p.key_block == 1)"),
-    Mutant(
-        "attention",
-        _PAGED,
-        "kv4_append_head(to, rounded, slot, kv_head, true);",
-        "kv4_append_head(to, x, slot, kv_head, true);",
-    ),
-    Mutant("attention", _PAGED, "low = sub(mul(a, at(cos + i))", "low = add(mul(a, at(cos + i))"),
-    Mutant("attention", "cpu/exp-inl.h", "if (n % 2) v[n / 2] = v[n - 1];", ""),
-    # tables that lie
-    Mutant("attention", _PAGED_OPS, "t.max_pages * c.page - more;", "t.max_pages * c.page;"),
-    Mutant("attention", _PAGED_OPS, "page >= 0 && page < c.pages, op", "page >= 0 && page <= c.pages, op"),
+    *(Mutant("attention", *edit) for edit in attention.EDITS),
     # ---- CUDA, under the emulator
     # a wait too few
     Mutant(
@@ -343,7 +299,7 @@ MUTANTS = [
     # the sums of another split
     Mutant("int_gemm_cuda", _EPILOGUE, "if (s == split) continue;", "if (s == splits - 1) continue;"),
     # wgmma: the stage is released before it is multiplied
-    Mutant("int_gemm_cuda", _WGMMA, "if (i > 0) release(ring, step - 1);", "release(ring, step);"),
+    Mutant("int_gemm_cuda", _WGMMA, "if (i > 0) ring.release(step - 1);", "ring.release(step);"),
     # wgmma: registers of A written while they are read
     Mutant(
         "int_gemm_cuda",
@@ -416,6 +372,29 @@ MUTANTS = [
     ),
     # rows of the dequantised weight
     Mutant("fp_gemm_cuda", _FP_CODEC, "r = 2 * i + lane / 16", "r = i + lane / 16"),
+    # wgmma: the stage is released before it is multiplied; registers of A written while they are read; the
+    # phase of the empty barrier; the first k step for both; the tickets of one warpgroup
+    # for both
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_WGMMA,
+        "if (half == 0 && i > 0) ring.release(step - 1)",
+        "if (half == 0) ring.release(step)",
+    ),
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_WGMMA,
+        "ptx::wgmma_wait_group<1>(); ",
+        "ptx::wgmma_wait_group<2>(); ",
+    ),
+    Mutant("fp_gemm_cuda", _FP_WGMMA, "Ring<C>::phase(step) ^ 1u", "Ring<C>::phase(step)"),
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_WGMMA,
+        "(2 * half + c, a + 2 * c)",
+        "(2 * half, a + 2 * c)",
+    ),
+    Mutant("fp_gemm_cuda", _FP_WGMMA, "p.tickets + at,", "p.tickets + (number % tiles) * C::kTeams,"),
     # rows whose inverse overflows
     Mutant("quantize_cuda", _CODES, "s.scale < 1.17549435e-38f", "s.scale <= 0.f"),
     # infinity
@@ -614,12 +593,12 @@ MUTANTS = [
     Mutant("fused_rows", _FUSED, "y[j] = from[index[j]];", "y[j] = from[index[j & ~int64_t(63)] + j % 64];"),
     # the ends of exp, a digit of the polynomial, ln 2 in one part
     Mutant(
-        "fused_rows", _FUSED, "min(max(set1(-87.f), x), set1(88.f))", "min(max(set1(-87.f), x), set1(87.f))"
+        "fused_rows", _EXP, "max(min(x, set1(88.f)), set1(-87.f))", "max(min(x, set1(87.f)), set1(-87.f))"
     ),
-    Mutant("fused_rows", _FUSED, "set1(4.1665795894e-2f)", "set1(4.1665805e-2f)"),
+    Mutant("fused_rows", _EXP, "set1(4.1665795894e-2f)", "set1(4.1665805e-2f)"),
     Mutant(
         "fused_rows",
-        _FUSED,
+        _EXP,
         "mul(n, set1(0.693359375f))), mul(",
         "mul(n, set1(0.693147181f))), mul(set1(0.f), ",
     ),

@@ -34,12 +34,6 @@ LOWBIT_DEVICE void get_chunk(const Tile<kShared>& tile, int e, float (&x)[kChunk
   }
 }
 
-LOWBIT_DEVICE float load_element(const void* x, DType dtype, int at) {
-  if (dtype == DType::f32) return ptx::ld_global(static_cast<const float*>(x) + at);
-  const uint16_t bits = ptx::ld_global(static_cast<const uint16_t*>(x) + at);
-  return dtype == DType::bf16 ? ptx::cvt_f32_bf16(bits) : ptx::cvt_f32_f16(bits);
-}
-
 // A warp's 1024 elements from `begin` into the tile, one by one, where x is not made of whole 16 bytes.
 template <bool kQuantised, bool kShared>
 LOWBIT_DEVICE void load_narrow(const Work<kShared>& w, const Launch& a, int begin) {
