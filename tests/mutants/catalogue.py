@@ -29,9 +29,17 @@ TESTS = {
     "quantize_cuda": ["tests/emu/test_quantize.py", "tests/emu/test_quantize_fp4.py"],
     "hadamard_cuda": ["tests/emu/test_hadamard.py"],
     "kv_cache_cuda": ["tests/emu/test_kv_cache.py"],
+    "attention_cuda": ["tests/emu/test_kv_append.py", "tests/emu/test_attention.py"],
 }
 # kernels that run under the emulator
-EMULATED = ("int_gemm_cuda", "quantize_cuda", "hadamard_cuda", "kv_cache_cuda", "fp_gemm_cuda")
+EMULATED = (
+    "int_gemm_cuda",
+    "quantize_cuda",
+    "hadamard_cuda",
+    "kv_cache_cuda",
+    "attention_cuda",
+    "fp_gemm_cuda",
+)
 
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
@@ -44,7 +52,9 @@ _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
 _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
 _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
-_HEADS = "kernels/kv_cache/sm80.cuh"
+_HEADS, _HEAD = "kernels/kv_cache/sm80.cuh", "kernels/kv_cache/head.cuh"
+_ATTEND, _STAGING = "kernels/kv_cache/attention.cuh", "kernels/kv_cache/staging.cuh"
+_MERGE = "kernels/kv_cache/merge.cuh"
 _FUSED, _EXP = "cpu/fused_rows-inl.h", "cpu/exp-inl.h"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
@@ -521,6 +531,22 @@ MUTANTS = [
     ),
     # a head past the end
     Mutant("kv_cache_cuda", _HEADS, "if (row >= p.rows) return;", "if (row > p.rows) return;"),
+    # attention: the sign of the half that RoPE turns; the rounding that the append and the query share
+    Mutant("attention_cuda", _HEAD, "turned = lane < half ? -other : other", "turned = other"),
+    Mutant("attention_cuda", _HEAD, "  round_chunk(x, h.dtype);\n}", "}"),
+    # the token that is appended: stored by each group of query heads
+    Mutant("attention_cuda", _ATTEND, "put_token(w, p, fresh, group == 0)", "put_token(w, p, fresh, true)"),
+    # the barrier between reading the keys and putting weights in their place
+    Mutant("attention_cuda", _ATTEND, "ptx::syncthreads();  // the keys become the weights", ""),
+    # the keys' wait
+    Mutant("attention_cuda", _ATTEND, "ptx::cp_async_wait_group<1>();", "ptx::cp_async_wait_group<2>();"),
+    # bits of float32 queries past the first fp16
+    Mutant("attention_cuda", _ATTEND, "score(w, tokens, p.dtype == DType::f32);", "score(w, tokens, false);"),
+    # tokens that are not there
+    Mutant("attention_cuda", _STAGING, "first + row < w.stored ? S::kPiece : 0", "S::kPiece"),
+    # who is last, and the largest score of all splits
+    Mutant("attention_cuda", _MERGE, "!= uint32_t(blocks - 1)) return false;", "!= 0) return false;"),
+    Mutant("attention_cuda", _MERGE, "m = warp_max(m);", "m = ptx::add_rn(m, 0.f);"),
     # weight-only on the CPU: a group's scale, masks, the pieces of the last codes of a tile, the tail of K
     Mutant("fp_gemm", _FP, "w, t, first / w.group_k8", "w, t, begin / w.group_k8"),
     Mutant("fp_gemm", _FP, "Through::kFp16, 2, 0x9f00, 12>", "Through::kFp16, 2, 0x9e00, 12>"),
