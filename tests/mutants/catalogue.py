@@ -544,6 +544,9 @@ MUTANTS = [
     Mutant("attention_cuda", _ATTEND, "score(w, tokens, p.dtype == DType::f32);", "score(w, tokens, false);"),
     # tokens that are not there
     Mutant("attention_cuda", _STAGING, "first + row < w.stored ? S::kPiece : 0", "S::kPiece"),
+    # slots that the cache does not have; what the nibble above the lowest has too much
+    Mutant("attention_cuda", "kernels/kv_cache/append.cuh", "slot < 0 || slot >= p.pages.slots", "slot < 0"),
+    Mutant("attention_cuda", _MERGE, "i % 2 ? 0.0625f : 1.f", "1.f"),
     # who is last, and the largest score of all splits
     Mutant("attention_cuda", _MERGE, "!= uint32_t(blocks - 1)) return false;", "!= 0) return false;"),
     Mutant("attention_cuda", _MERGE, "m = warp_max(m);", "m = ptx::add_rn(m, 0.f);"),
