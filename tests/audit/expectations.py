@@ -151,8 +151,8 @@ def _fp_gemm() -> list[Expect]:
 
 def _attention() -> list[Expect]:
     """Head size x appending: the main loop weighs values. Codes are copied 16 bytes at a time (8 for heads of
-    80); registers for the blocks of a multiprocessor that the README counts on. sync: how a warp that may have
-    diverged shuffles, never called by a converged one.
+    80); registers for the blocks of a multiprocessor that the README counts on. sync: how a warp that may
+    have diverged shuffles, never called by a converged one.
     """
     rows = []
     for arch, head, append in itertools.product(("sm_80", "sm_90a"), (64, 80, 96, 128, 256), (False, True)):
