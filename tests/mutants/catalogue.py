@@ -52,9 +52,7 @@ _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
 _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
 _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
-_HEADS, _HEAD = "kernels/kv_cache/sm80.cuh", "kernels/kv_cache/head.cuh"
-_ATTEND, _STAGING = "kernels/kv_cache/attention.cuh", "kernels/kv_cache/staging.cuh"
-_MERGE = "kernels/kv_cache/merge.cuh"
+_HEADS = "kernels/kv_cache/sm80.cuh"
 _FUSED, _EXP = "cpu/fused_rows-inl.h", "cpu/exp-inl.h"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
@@ -531,25 +529,7 @@ MUTANTS = [
     ),
     # a head past the end
     Mutant("kv_cache_cuda", _HEADS, "if (row >= p.rows) return;", "if (row > p.rows) return;"),
-    # attention: the sign of the half that RoPE turns; the rounding that the append and the query share
-    Mutant("attention_cuda", _HEAD, "turned = lane < half ? -other : other", "turned = other"),
-    Mutant("attention_cuda", _HEAD, "  round_chunk(x, h.dtype);\n}", "}"),
-    # the token that is appended: stored by each group of query heads
-    Mutant("attention_cuda", _ATTEND, "put_token(w, p, fresh, group == 0)", "put_token(w, p, fresh, true)"),
-    # the barrier between reading the keys and putting weights in their place
-    Mutant("attention_cuda", _ATTEND, "ptx::syncthreads();  // the keys become the weights", ""),
-    # the keys' wait
-    Mutant("attention_cuda", _ATTEND, "ptx::cp_async_wait_group<1>();", "ptx::cp_async_wait_group<2>();"),
-    # bits of float32 queries past the first fp16
-    Mutant("attention_cuda", _ATTEND, "score(w, tokens, p.dtype == DType::f32);", "score(w, tokens, false);"),
-    # tokens that are not there
-    Mutant("attention_cuda", _STAGING, "first + row < w.stored ? S::kPiece : 0", "S::kPiece"),
-    # slots that the cache does not have; what the nibble above the lowest has too much
-    Mutant("attention_cuda", "kernels/kv_cache/append.cuh", "slot < 0 || slot >= p.pages.slots", "slot < 0"),
-    Mutant("attention_cuda", _MERGE, "i % 2 ? 0.0625f : 1.f", "1.f"),
-    # who is last, and the largest score of all splits
-    Mutant("attention_cuda", _MERGE, "!= uint32_t(blocks - 1)) return false;", "!= 0) return false;"),
-    Mutant("attention_cuda", _MERGE, "m = warp_max(m);", "m = ptx::add_rn(m, 0.f);"),
+    *(Mutant("attention_cuda", *edit) for edit in attention.CUDA_EDITS),
     # weight-only on the CPU: a group's scale, masks, the pieces of the last codes of a tile, the tail of K
     Mutant("fp_gemm", _FP, "w, t, first / w.group_k8", "w, t, begin / w.group_k8"),
     Mutant("fp_gemm", _FP, "Through::kFp16, 2, 0x9f00, 12>", "Through::kFp16, 2, 0x9e00, 12>"),
