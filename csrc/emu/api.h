@@ -80,7 +80,7 @@ void wgmma_fence();
 void wgmma_commit_group();
 void wgmma_wait_group(int pending);
 void wgmma_fence_operand(const void* registers, int count);
-void wgmma(int n, int32_t* d, const uint32_t* a, uint64_t descriptor, bool scale_d);
+void wgmma(Mma kind, int n, void* d, const uint32_t* a, uint64_t descriptor, bool scale_d);  // s8, f16, bf16
 
 // Arithmetic.
 uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector);

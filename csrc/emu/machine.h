@@ -123,6 +123,7 @@ struct BulkLoad {
 };
 
 struct WgmmaOp {
+  Mma kind;
   int n;
   uint64_t descriptor;
   bool scale_d;

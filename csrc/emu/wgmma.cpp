@@ -5,6 +5,7 @@
 
 #include "../layout/mma_fragment.h"
 #include "../layout/swizzle.h"
+#include "../numeric/float16.h"
 #include "machine.h"
 
 namespace lowbit::emu {
@@ -91,29 +92,52 @@ void check_operand(const Warpgroup& group, int n, uint64_t descriptor) {
     }
 }
 
-void compute(Warpgroup& group, const WgmmaOp& op) {
-  static int16_t a[64][32], b[256][32];
-  const HeldRegisters& operand = *find_held(group.operands, op.a[0]);
-  HeldRegisters& sums = *find_held(group.accumulators, op.d[0]);
+// d [t][i] (+)= the sum over k in ascending order, which for floats is one of the orders the hardware may
+// take; products of halves are exact in fp32. `read` turns the element j of 32 bytes of k into a number.
+template <class Sum, class T, int kK, class Read>
+void multiply(const WgmmaOp& op, const HeldRegisters& operand, HeldRegisters& sums, const Read& read) {
+  static T a[64][kK], b[256][kK];
+  constexpr int kEach = kK / 8;  // elements of a register
   for (int t = 0; t < 128; ++t)
     for (int i = 0; i < 4; ++i)
-      for (int j = 0; j < 4; ++j)
-        a[fragment::wgmma_a_row(t, i)][fragment::wgmma_a_byte(t, i) + j] =
-            int8_t(operand.values[t * 4 + i] >> (8 * j));
+      for (int j = 0; j < kEach; ++j)
+        a[fragment::wgmma_a_row(t, i)][fragment::wgmma_a_byte(t, i) * kEach / 4 + j] =
+            read(&operand.values[t * 4 + i], j);
   for (int n = 0; n < op.n; ++n)
     for (int c = 0; c < 2; ++c) {
       const uint8_t* p = shared_bytes(chunk_address(op.descriptor, n, c));
-      for (int k = 0; k < 16; ++k) b[n][16 * c + k] = int8_t(p[k]);
+      for (int k = 0; k < kK / 2; ++k) b[n][kK / 2 * c + k] = read(p, k);
     }
   const int each = op.n / 2;
   for (int t = 0; t < 128; ++t)
     for (int i = 0; i < each; ++i) {
-      const int16_t *row = a[fragment::wgmma_d_row(t, i)], *col = b[fragment::wgmma_d_col(t, i)];
-      int32_t sum = 0;
-      for (int k = 0; k < 32; ++k) sum += int32_t(row[k]) * int32_t(col[k]);
+      const T *row = a[fragment::wgmma_d_row(t, i)], *col = b[fragment::wgmma_d_col(t, i)];
       uint32_t& d = sums.values[t * each + i];
-      d = (op.scale_d ? d : 0u) + uint32_t(sum);
+      Sum sum = 0;
+      if (op.scale_d) memcpy(&sum, &d, 4);
+      for (int k = 0; k < kK; ++k) sum += Sum(row[k]) * Sum(col[k]);
+      memcpy(&d, &sum, 4);
     }
+}
+
+uint16_t half_at(const void* p, int j) {
+  uint16_t bits;
+  memcpy(&bits, static_cast<const uint8_t*>(p) + 2 * j, 2);
+  return bits;
+}
+
+void compute(Warpgroup& group, const WgmmaOp& op) {
+  const HeldRegisters& operand = *find_held(group.operands, op.a[0]);
+  HeldRegisters& sums = *find_held(group.accumulators, op.d[0]);
+  if (op.kind == Mma::kF16F16)
+    multiply<float, float, 16>(op, operand, sums,
+                               [](const void* p, int j) { return fp16_to_float(half_at(p, j)); });
+  else if (op.kind == Mma::kBf16Bf16)
+    multiply<float, float, 16>(op, operand, sums,
+                               [](const void* p, int j) { return bf16_to_float(half_at(p, j)); });
+  else  // unsigned: sums wrap modulo 2^32
+    multiply<uint32_t, int16_t, 32>(op, operand, sums,
+                                    [](const void* p, int j) { return static_cast<const int8_t*>(p)[j]; });
 }
 
 }  // namespace
@@ -130,12 +154,13 @@ void wgmma_commit_group() {
   release_warpgroup();
 }
 
-void wgmma(int n, int32_t* d, const uint32_t* a, uint64_t descriptor, bool scale_d) {
-  if (!meet_warpgroup(Instr::kWgmma, uint64_t(n) * 2 + scale_d, {d, a, &descriptor})) return;
+void wgmma(Mma kind, int n, void* d, const uint32_t* a, uint64_t descriptor, bool scale_d) {
+  const uint64_t shape = (uint64_t(kind) * 512 + uint64_t(n)) * 2 + scale_d;
+  if (!meet_warpgroup(Instr::kWgmma, shape, {d, a, &descriptor})) return;
   Machine& m = *machine;
   Mailbox& box = my_warpgroup();
   Warpgroup& group = my_group();
-  WgmmaOp op{n, descriptor, scale_d, group.committed, {}, {}};
+  WgmmaOp op{kind, n, descriptor, scale_d, group.committed, {}, {}};
   const Slot& first = box.slots[0];
   for (int t = 0; t < 128; ++t) {
     const Slot& slot = box.slots[t];

@@ -1,11 +1,11 @@
 // wgmma: matrix multiply of a warpgroup, asynchronous (PTX 9.7.15). Collective over 128 threads, sm_90a only.
 //
-// D [64, N] (+)= A [64, 32] * B [32, N], all 8-bit integers. A comes from registers here (the weights,
-// unpacked there); B is K-major in shared memory: N rows of k bytes, seen through a descriptor that is equal
-// in all four warps. Order of use: write A -> wgmma_fence -> wgmma ... -> wgmma_commit_group ->
-// wgmma_wait_group<n>. Until a wait covers a wgmma, its D and its A registers are neither read nor written
-// (keep A arrays in scope until that wait) and its bytes of shared memory are not overwritten. ptxas lines
-// C75xx mean that it saw a breach and serialised.
+// D [64, N] (+)= A [64, 32 bytes] * B [32 bytes, N]: 8-bit integers, fp16 or bf16. A comes from registers
+// here (the weights, unpacked there); B is K-major in shared memory: N rows of k bytes, seen through a
+// descriptor that is equal in all four warps. Order of use: write A -> wgmma_fence -> wgmma ... ->
+// wgmma_commit_group -> wgmma_wait_group<n>. Until a wait covers a wgmma, its D and its A registers are
+// neither read nor written (keep A arrays in scope until that wait) and its bytes of shared memory are not
+// overwritten. ptxas lines C75xx mean that it saw a breach and serialised.
 #pragma once
 
 #include "common.h"
@@ -85,6 +85,15 @@ LOWBIT_DEVICE void warpgroup_fence_operand(T (&registers)[N]) {
 template <int R>
 LOWBIT_DEVICE void wgmma_m64k32_s32_s8_s8(int32_t (&d)[R], const uint32_t (&a)[4], WgmmaDescriptor b,
                                           bool scale_d);
+
+// wgmma.mma_async m64nNk16 of halves with fp32 sums, A in registers (9.7.15.5). The order of a sum is the
+// hardware's.
+template <int R>
+LOWBIT_DEVICE void wgmma_m64k16_f32_f16_f16(float (&d)[R], const uint32_t (&a)[4], WgmmaDescriptor b,
+                                            bool scale_d);
+template <int R>
+LOWBIT_DEVICE void wgmma_m64k16_f32_bf16_bf16(float (&d)[R], const uint32_t (&a)[4], WgmmaDescriptor b,
+                                              bool scale_d);
 
 }  // namespace lowbit::ptx
 

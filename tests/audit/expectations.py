@@ -118,6 +118,15 @@ _FP_INTEGERS = {
 }
 
 
+_FP_WGMMA_INTEGERS = {
+    "e3m2": (2.3, 2.0),
+    "e2m3": (2.3, 2.3),
+    "e2m1": (2.0, 2.4),
+    "e3m0": (2.6, 2.6),
+    "int4": (1.5, 1.5),
+}
+
+
 def _fp_gemm() -> list[Expect]:
     """Weights x activations x tile x groups. A lane has 4 weights per tensor instruction in the small tile, 1
     in the middle one. Floats in fp16 are not multiplied at all; bf16 takes one instruction for a pair, and so
@@ -139,6 +148,22 @@ def _fp_gemm() -> list[Expect]:
                 registers=(255 if grouped else 192) if middle else 128,
                 loop_widths={"LDGSTS": 128, "LDSM": 128} | ({} if grouped else {"LDS": 128}),
                 integer_per_tensor=per_tensor * (_FP_INTEGERS[format][bf16][middle] + 0.5 * grouped),
+                per_tensor={"HFMA2": pairs, "HMUL2": pairs * bf16, "FMUL": 0.0},
+                calls="^0x",
+            )
+        )
+    # wgmma: a lane has 8 weights per tensor instruction
+    for (w, format), bf16 in itertools.product(enumerate(_FP_INTEGERS), (False, True)):
+        pairs = 4 if bf16 or format == "int4" else 0
+        rows.append(
+            Expect(
+                rf"fp_gemm::gemm_wgmma<.*Weight\){w}, .*Half\){int(bf16)}>",
+                "sm_90a",
+                1,
+                "HGMMA.64x128x16.F32.BF16" if bf16 else "HGMMA.64x128x16.F32",
+                registers=128,
+                loop_widths={"LDS": 128},
+                integer_per_tensor=8 * _FP_WGMMA_INTEGERS[format][bf16],
                 per_tensor={"HFMA2": pairs, "HMUL2": pairs * bf16, "FMUL": 0.0},
                 calls="^0x",
             )

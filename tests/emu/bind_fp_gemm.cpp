@@ -1,6 +1,9 @@
 #include "../../csrc/kernels/fp_gemm/codec.cuh"
+#include "../../csrc/kernels/fp_gemm/formats.h"
 #include "../../csrc/kernels/fp_gemm/sm80.cuh"
+#include "../../csrc/kernels/fp_gemm/sm90.cuh"
 #include "../../csrc/numeric/format.h"
+#include "../../csrc/ptx/tma_encode.h"
 #include "binding.h"
 
 using namespace lowbit;
@@ -10,57 +13,46 @@ namespace py = pybind11;
 
 namespace {
 
-using Kernel = void (*)(const Params&);
+using Run = void (*)(const Params&);
 
 template <class C>
 void run(const Params& p) {
   gemm<C>(p);
 }
 
+template <class C>
+void run_wgmma(const Params& p) {
+  WgmmaParams params{{}, p};
+  if (Error error = ptx::encode_tensor_map_2d(&params.x, map_of(p))) throw py::value_error(error);
+  gemm_wgmma<C>(params);
+}
+
 template <Weight kWeight, Half kHalf, bool kGrouped>
-Kernel kernel_of(const Tile& tile) {
+Run kernel_of(const Tile& tile) {
   return tile.tokens == kSmall.tokens ? run<Config<kSmall, kWeight, kHalf, kGrouped>>
                                       : run<Config<kMiddle, kWeight, kHalf, kGrouped>>;
 }
-template <Weight kWeight>
-Kernel kernel_of(const Tile& tile, Half half, bool grouped) {
-  if (half == Half::kF16)
-    return grouped ? kernel_of<kWeight, Half::kF16, true>(tile) : kernel_of<kWeight, Half::kF16, false>(tile);
-  return grouped ? kernel_of<kWeight, Half::kBF16, true>(tile) : kernel_of<kWeight, Half::kBF16, false>(tile);
-}
-Kernel kernel_of(Weight w, const Tile& tile, Half half, bool grouped) {
-  switch (w) {
-    case Weight::kE3M2:
-      return kernel_of<Weight::kE3M2>(tile, half, grouped);
-    case Weight::kE2M3:
-      return kernel_of<Weight::kE2M3>(tile, half, grouped);
-    case Weight::kE2M1:
-      return kernel_of<Weight::kE2M1>(tile, half, grouped);
-    case Weight::kE3M0:
-      return kernel_of<Weight::kE3M0>(tile, half, grouped);
-    default:
-      return kernel_of<Weight::kInt4>(tile, half, grouped);
-  }
+Run kernel_of(Weight w, const Tile& tile, Half half, bool grouped) {
+  Run kernel = nullptr;
+  with_weight(w, [&](auto weight) {
+    return with_half(half, [&](auto type) -> Error {
+      constexpr Weight kWeight = decltype(weight)::value;
+      constexpr Half kHalf = decltype(type)::value;
+      if (tile.kernel == Kernel::kWgmma) kernel = run_wgmma<WgmmaConfig<kWeight, kHalf>>;
+      else kernel = grouped ? kernel_of<kWeight, kHalf, true>(tile) : kernel_of<kWeight, kHalf, false>(tile);
+      return nullptr;
+    });
+  });
+  return kernel;
 }
 
-template <Weight kWeight>
-void dequantize(const DequantizeParams& p, Half half) {
-  if (half == Half::kF16) dequantize_kernel<kWeight, Half::kF16>(p);
-  else dequantize_kernel<kWeight, Half::kBF16>(p);
-}
 void dequantize(Weight w, const DequantizeParams& p, Half half) {
-  switch (w) {
-    case Weight::kE3M2:
-      return dequantize<Weight::kE3M2>(p, half);
-    case Weight::kE2M3:
-      return dequantize<Weight::kE2M3>(p, half);
-    case Weight::kE2M1:
-      return dequantize<Weight::kE2M1>(p, half);
-    case Weight::kE3M0:
-      return dequantize<Weight::kE3M0>(p, half);
-    default:
-      return dequantize<Weight::kInt4>(p, half);
-  }
+  with_weight(w, [&](auto weight) {
+    return with_half(half, [&](auto type) -> Error {
+      dequantize_kernel<decltype(weight)::value, decltype(type)::value>(p);
+      return nullptr;
+    });
+  });
 }
 
 emu::LaunchConfig codec_grid(int64_t blocks, uint32_t shared) {
@@ -78,6 +70,7 @@ Weight weight_of(const std::string& name) {
 
 py::dict to_dict(const Choice& c, Weight w, bool grouped, const Device& device) {
   py::dict d;
+  d["kernel"] = c.tile.kernel == Kernel::kWgmma ? "wgmma" : "mma";
   d["rows"] = c.tile.rows, d["tokens"] = c.tile.tokens, d["threads"] = c.tile.threads;
   d["row_tiles"] = c.row_tiles, d["token_tiles"] = c.token_tiles, d["stages"] = c.stages;
   d["splits"] = c.splits, d["stages_per_split"] = c.stages_per_split, d["blocks"] = c.blocks;
@@ -197,7 +190,7 @@ LOWBIT_EMU_BIND(fp_gemm) {
     emu::LaunchConfig config;
     config.grid_x = c.blocks, config.block = c.tile.threads, config.smem_bytes = uint32_t(c.shared);
     config.max_smem_bytes = uint32_t(device.shared_bytes);
-    const Kernel kernel = kernel_of(w, c.tile, half, group > 0);
+    const Run kernel = kernel_of(w, c.tile, half, group > 0);
     py::dict report = bind::run(config, options, buffers, [&] { kernel(p); });
     for (uint32_t t : tickets)
       if (t) throw std::runtime_error("a ticket was left at " + std::to_string(t));

@@ -30,14 +30,14 @@ ptx::TensorMap make_map(const py::array& matrix, int box_rows, int box_bytes, in
   return map;
 }
 
-template <int N, int kSteps>
+template <int N, int kSteps, class Kind = wrappers::Int8>
 py::dict run_wgmma(py::array a, py::array tile, py::array d, bool swizzled, bool accumulate, int repeat,
                    const py::dict& options) {
   const uint32_t bytes = uint32_t(tile.nbytes()) + 1024;
   return bind::run(
       one_block(128, bytes), options, {read("a", a), read("tile", tile), read_write("d", d)}, [&] {
-        wrappers::wgmma_kernel<N, kSteps>(pointer<const uint32_t>(a), pointer<const uint8_t>(tile),
-                                          pointer<int32_t>(d), swizzled, accumulate, repeat);
+        wrappers::wgmma_kernel<N, kSteps, Kind>(pointer<const uint32_t>(a), pointer<const uint8_t>(tile),
+                                                pointer<typename Kind::Sum>(d), swizzled, accumulate, repeat);
       });
 }
 
@@ -52,6 +52,18 @@ const WgmmaShape kWgmmaShapes[] = {
     {64, 4, run_wgmma<64, 4>},   {96, 4, run_wgmma<96, 4>},   {128, 4, run_wgmma<128, 4>},
     {192, 4, run_wgmma<192, 4>}, {256, 4, run_wgmma<256, 4>}, {32, 1, run_wgmma<32, 1>},
     {32, 2, run_wgmma<32, 2>},   {128, 1, run_wgmma<128, 1>}, {128, 2, run_wgmma<128, 2>},
+};
+
+// Halves: [bf16][shape], rows of 128 bytes.
+const WgmmaShape kWgmmaHalves[2][4] = {
+    {{8, 4, run_wgmma<8, 4, wrappers::Fp16>},
+     {64, 4, run_wgmma<64, 4, wrappers::Fp16>},
+     {128, 4, run_wgmma<128, 4, wrappers::Fp16>},
+     {256, 4, run_wgmma<256, 4, wrappers::Fp16>}},
+    {{8, 4, run_wgmma<8, 4, wrappers::Bf16>},
+     {64, 4, run_wgmma<64, 4, wrappers::Bf16>},
+     {128, 4, run_wgmma<128, 4, wrappers::Bf16>},
+     {256, 4, run_wgmma<256, 4, wrappers::Bf16>}},
 };
 
 py::dict lane_maps(int e) {
@@ -180,6 +192,13 @@ LOWBIT_EMU_BIND(wrappers_sm90) {
       if (shape.n == n && shape.steps == int(a.shape(0)))
         return shape.run(a, tile, d, swizzled, accumulate, repeat, options);
     throw py::value_error("wgmma: no such shape is compiled");
+  });
+  m.def("wgmma_half", [](bool bf16, int n, py::array a, py::array tile, py::array d, bool swizzled,
+                         bool accumulate, int repeat, const py::dict& options) {
+    for (const WgmmaShape& shape : kWgmmaHalves[bf16])
+      if (shape.n == n && shape.steps == int(a.shape(0)))
+        return shape.run(a, tile, d, swizzled, accumulate, repeat, options);
+    throw py::value_error("wgmma_half: no such shape is compiled");
   });
   m.def("cp_async_mbarrier", [](py::array in, py::array out, const py::dict& options) {
     return bind::run(one_block(64, 1024), options, {read("in", in), write("out", out)}, [&] {

@@ -47,9 +47,9 @@ def wgmma_d_map(n):
     return out
 
 
-def wgmma_a_map():
-    """[(row, k)] of A in registers, m64k32 with bytes, by thread and element a0 .. a15."""
-    lanes = a_map(4)
+def wgmma_a_map(e=4):
+    """[(row, k)] of A in registers, m64 with 32 bytes of k, by thread and element; e per 32-bit register."""
+    lanes = a_map(e)
     return [(16 * w + row, k) for w in range(4) for row, k in lanes]
 
 

@@ -17,7 +17,8 @@ EMPTY = np.zeros(0, np.float32)
 FORMATS = ("e3m2", "e2m3", "e2m1", "e3m0", "int4")
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 GROUPS = (0, 32, 64, 128)
-TOKENS = {16: (1, 8, 9, 16), 64: (17, 33, 64, 65)}  # of a tile: numbers of rows of x that choose it
+# of a tile: numbers of rows of x that choose it
+TOKENS = {16: (1, 8, 9, 16), 64: (17, 33, 64, 65), 128: (65, 120, 128, 129)}
 
 
 def values(format):
@@ -111,7 +112,13 @@ class Problem:
         return compare.bounded(y, x @ w.T + bias, size, self.k + 40, self.half)
 
 
-TILES = list(itertools.product(FORMATS, HALVES, (16, 64)))
+TILES = list(itertools.product(FORMATS, HALVES, (16, 64, 128)))
+MMA_TILES = [t for t in TILES if t[2] < 128]
+
+
+def sm_of(tokens):
+    """The card that has the tile: the one of 128 tokens is wgmma's."""
+    return 90 if tokens == 128 else 80
 
 
 # ---- the answer
@@ -133,11 +140,12 @@ TILES = list(itertools.product(FORMATS, HALVES, (16, 64)))
 )
 def test_edges(emulated, format, half, tokens, which, n, k):
     """Around every tile edge, every ungrouped instance: nothing past the end is read or written."""
-    report = Problem(TOKENS[tokens][which], n, k, format, half, seed=n).check(emulated)
+    report = Problem(TOKENS[tokens][which], n, k, format, half, seed=n).check(emulated, sm_of(tokens))
     assert report["choice"]["tokens"] == tokens
+    assert report["choice"]["kernel"] == ("wgmma" if tokens == 128 else "mma")
 
 
-@pytest.mark.parametrize(("format", "half", "tokens"), TILES)
+@pytest.mark.parametrize(("format", "half", "tokens"), MMA_TILES)
 def test_groups(emulated, format, half, tokens):
     """Groups of 32 with E8M0 scales, of 64 and 128 with fp16, whole and cut off by the end of K."""
     for group, k in ((32, 32), (32, 168), (64, 200), (64, 128), (128, 300)):
@@ -150,8 +158,16 @@ def test_beyond_the_ring(emulated, format, half, tokens):
     p = Problem(TOKENS[tokens][-2], 128, 6 * 128 + 64, format, half)
     p.codes[:] = np.argmax(np.abs(p.table))
     p.x[:] = 3
-    report = p.check(emulated)
+    report = p.check(emulated, sm_of(tokens))
     assert report["choice"]["stages"] > report["choice"]["ring"]
+
+
+@pytest.mark.parametrize("sms", [1, 3])
+def test_persistent_blocks(emulated, sms):
+    """A block of the wgmma kernel goes through several items, and its ring through them all."""
+    for splits, format in ((1, "e3m2"), (2, "int4")):
+        report = Problem(270, 200, 5 * 128 + 8, format).check(emulated, 90, sms, splits, seed=sms)
+        assert report["choice"]["blocks"] == sms < 6 * splits
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -173,39 +189,41 @@ def test_every_code(emulated, format, half):
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("format", FORMATS)
 def test_random_data_within_the_bound(emulated, format, half, group, k):
-    for m in (5, 20):
-        Problem(m, 70, k, format, half, group, exact=False, seed=k).check(emulated, splits=1 + k // 600)
+    for sm, m in ((80, 5), (80, 20), (90, 70)):
+        Problem(m, 70, k, format, half, group, exact=False, seed=k).check(emulated, sm, splits=1 + k // 600)
 
 
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("bias", [False, True])
-def test_epilogue(emulated, half, bias):
+@pytest.mark.parametrize(("sm", "m"), [(80, 9), (90, 66)])
+def test_epilogue(emulated, sm, m, half, bias):
     """Aligned and odd rows of y; sums at the ends of fp16, which overflow there and only there."""
     for n in (68, 77):
-        p = Problem(9, n, 192, half=half, bias=bias)
+        p = Problem(m, n, 192, half=half, bias=bias)
         p.x *= 512
         p.w_scale[::3] = 2.0**8
         p.w_scale[1::3] = 2.0**-40
-        p.check(emulated)
+        p.check(emulated, sm)
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_smallest_and_largest_activations(emulated, half):
+@pytest.mark.parametrize(("sm", "m"), [(80, 2), (90, 65)])
+def test_smallest_and_largest_activations(emulated, sm, m, half):
     """Subnormal and large x against every value: nothing flushes, nothing overflows early."""
     for format, x in itertools.product(FORMATS, (2.0**-24, 3 * 2.0**-23, 60000.0)):
-        p = Problem(2, 64, 40, format, half, bias=False)
+        p = Problem(m, 64, 40, format, half, bias=False)
         p.x[:] = 0
         p.x[0, 3] = p.x[1, 39] = x
         p.w_scale[:] = 2.0**20 if x < 1 else 2.0**-12
-        p.check(emulated)
+        p.check(emulated, sm)
 
 
 @pytest.mark.parametrize("splits", [2, 3, 5])
-@pytest.mark.parametrize("m", [4, 9, 60, 100])
-def test_splits_of_k(emulated, m, splits):
+@pytest.mark.parametrize(("sm", "m"), [(80, 4), (80, 9), (80, 60), (80, 100), (90, 75), (90, 130)])
+def test_splits_of_k(emulated, sm, m, splits):
     """Exact sums are the same bits for any split; only rows that exist reach the workspace."""
     for format, group in (("e2m3", 0), ("e2m1", 32), ("int4", 128)):
-        report = Problem(m, 130, 5 * 128 + 32, format, group=group).check(emulated, splits=splits)
+        report = Problem(m, 130, 5 * 128 + 32, format, group=group).check(emulated, sm, splits=splits)
         choice = report["choice"]
         assert choice["splits"] >= 2
         blocks = sum(-(-min(m - t, choice["tokens"]) // 8) for t in range(0, m, choice["tokens"]))
@@ -213,43 +231,47 @@ def test_splits_of_k(emulated, m, splits):
         assert report["buffers"]["partial"]["bytes_written"] == written
 
 
-@pytest.mark.parametrize("group", [0, 64])
-def test_any_order_of_blocks_and_threads_gives_the_same_bits(emulated, group):
+@pytest.mark.parametrize(("sm", "m", "group"), [(80, 11, 0), (80, 11, 64), (90, 70, 0)])
+def test_any_order_of_blocks_and_threads_gives_the_same_bits(emulated, sm, m, group):
     """Sums that round: the last split to arrive adds all of them in their order, not in that of arrival."""
-    p = Problem(11, 140, 9 * 128, "e2m3", "float16", group, exact=False)
-    first, _ = p.run(emulated, splits=4, seed=0)
+    p = Problem(m, 140, 9 * 128, "e2m3", "float16", group, exact=False)
+    first, _ = p.run(emulated, sm, splits=4, seed=0)
     p.check_bound(first)
     for seed in range(1, 12):
-        again, _ = p.run(emulated, splits=4, seed=seed)
+        again, _ = p.run(emulated, sm, splits=4, seed=seed)
         compare.exact(again, first)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_nan_and_infinity_stay_in_their_row(emulated):
-    p = Problem(9, 64, 128)
+@pytest.mark.parametrize(("sm", "m"), [(80, 9), (90, 72)])
+def test_nan_and_infinity_stay_in_their_row(emulated, sm, m):
+    p = Problem(m, 64, 128)
     p.x[3, 5], p.x[6, 100] = np.nan, np.inf
-    y, _ = p.run(emulated)
-    keep = np.delete(np.arange(9), [3, 6])
+    y, _ = p.run(emulated, sm)
+    keep = np.delete(np.arange(m), [3, 6])
     assert np.isnan(y[3]).all() and not np.isfinite(y[6]).any()
     compare.exact(y[keep], p.want()[keep])
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_no_k(emulated, group):
-    for m in (3, 100):
+    for sm, m in ((80, 3), (80, 100), (90, 100)):
         p = Problem(m, 65, 0, group=group)
-        y, _ = p.run(emulated)
+        y, _ = p.run(emulated, sm)
         compare.exact(y, np.broadcast_to(p.bias.astype(np.float16), (m, 65)))
 
 
 # ---- the counts that need no GPU
 
 
-@pytest.mark.parametrize("group", [0, 32])
-@pytest.mark.parametrize(("format", "half", "tokens"), TILES)
+@pytest.mark.parametrize(
+    ("format", "half", "tokens", "group"),
+    [(*tile, group) for tile in TILES for group in (0, 32) if tile[2] < 128 or not group],
+)
 def test_traffic(emulated, format, half, tokens, group):
     """No bank conflict anywhere, every access coalesced, each byte read once per tile."""
-    report = Problem(tokens, 256, 512, format, half, group, bias=False).check(emulated)
+    n = 2 * (192 if tokens == 128 else 128)
+    report = Problem(tokens, n, 512, format, half, group, bias=False).check(emulated, sm_of(tokens))
     choice = report["choice"]
     for name, count in report["shared"].items():
         assert count["actual"] == count["ideal"], f"{name}: {count}"
@@ -257,12 +279,15 @@ def test_traffic(emulated, format, half, tokens, group):
         assert count["actual"] == count["ideal"], f"{name}: {count}"
     buffers = report["buffers"]
     assert (buffers["weight"]["read_min"], buffers["weight"]["read_max"]) == (1, 1)
-    assert buffers["weight"]["bytes_read"] == 256 * 512 * (6 if format in ("e3m2", "e2m3") else 4) // 8
+    assert buffers["weight"]["bytes_read"] == n * 512 * (6 if format in ("e3m2", "e2m3") else 4) // 8
     assert buffers["x"]["read_max"] == choice["row_tiles"]
     assert buffers["y"]["write_max"] == 1
     if group:
         assert buffers["group_scale"]["read_max"] == 1
     products = choice["row_tiles"] * choice["rows"] * choice["token_tiles"] * choice["tokens"] * 512
+    if choice["kernel"] == "wgmma":
+        assert report["instructions"]["wgmma"] == products // (64 * tokens * 16)
+        return
     name = "mma.m16n8k16." + ("f16" if half == "float16" else "bf16")
     assert report["instructions"][name] == products // (16 * 8 * 16)
     assert report["instructions"]["ldmatrix"] == products // (32 * 8 * 32)  # for the 32 channels of a warp
@@ -270,11 +295,11 @@ def test_traffic(emulated, format, half, tokens, group):
 
 @pytest.mark.parametrize(("format", "half", "tokens"), TILES)
 def test_no_race_in_twenty_orders(emulated, format, half, tokens):
-    group = GROUPS[(FORMATS.index(format) + (half == "bfloat16") + tokens // 16) % 4]
+    group = GROUPS[(FORMATS.index(format) + (half == "bfloat16") + tokens // 16) % 4] if tokens < 128 else 0
     p = Problem(TOKENS[tokens][1], 72, 6 * 128 - 40, format, half, group)
-    want = p.want()
+    want, sm = p.want(), sm_of(tokens)
     for seed in range(20):
-        y, _ = p.run(emulated, splits=1 + seed % 3, seed=seed, smem_base_mod=(0, 128, 256, 512)[seed % 4])
+        y, _ = p.run(emulated, sm, splits=1 + seed % 3, seed=seed, smem_base_mod=(0, 128, 256, 512)[seed % 4])
         compare.exact(y, want)
 
 
@@ -349,7 +374,9 @@ def test_a_kernel_for_every_layer_of_the_models(emulated, sm, sms, shared):
             assert (
                 (c["splits"] - 1) * c["stages_per_split"] < c["stages"] <= c["splits"] * c["stages_per_split"]
             )
-            assert c["ring"] >= 3 and c["tokens"] == (16 if m <= 16 else 64), c["text"]
+            wgmma = sm == 90 and m > 64 and not grouped
+            assert c["ring"] >= 3 and c["tokens"] == (16 if m <= 16 else 128 if wgmma else 64), c["text"]
+            assert c["kernel"] == ("wgmma" if wgmma else "mma") and c["blocks"] <= (sms if wgmma else 1 << 30)
             assert c["splits"] == 1 or c["partial_words"] <= sms * c["resident"] * c["rows"] * c["tokens"]
 
 
@@ -357,6 +384,8 @@ def test_the_choice_explains_itself(emulated):
     text = emulated.fp_gemm_choose(1, 4096, 4096, "e3m2", False, 90, 132)["text"]
     want = "mma.sync, tile 128 channels x 16 tokens, 32 x 1 tiles, 8 splits of 4 stages, 4 stages in the ring"
     assert text.startswith(want), text
+    text = emulated.fp_gemm_choose(128, 4096, 4096, "e3m2", False, 90, 132)["text"]
+    assert text.startswith("wgmma, tile 192 channels x 128 tokens, 22 x 1 tiles, 6 splits of 6 stages"), text
 
 
 # ---- around the GEMM

@@ -55,6 +55,8 @@ def test_nvcc_takes_the_kernels(tmp_path, architecture, headers):
     if architecture == "90a":  # templates: name one, so that it is compiled
         text += "template __global__ void lowbit::wrappers::wgmma_kernel<64, 4>(\n"
         text += "    const uint32_t*, const uint8_t*, int32_t*, bool, bool, int);\n"
+        text += "template __global__ void lowbit::wrappers::wgmma_kernel<128, 4, lowbit::wrappers::Bf16>(\n"
+        text += "    const uint32_t*, const uint8_t*, float*, bool, bool, int);\n"
     source = tmp_path / "kernels.cu"
     source.write_text(text)
     target = f"arch=compute_{architecture},code=sm_{architecture}"

@@ -2,6 +2,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -101,6 +102,32 @@ def test_wgmma(emulated, swizzled):
             got = tables.gather(d, tables.wgmma_d_map(n), (64, n))
             assert np.array_equal(got, product.astype(np.int32)), (n, steps, accumulate)
             assert report["instructions"]["wgmma"] == steps
+            assert report["shared"]["wgmma"]["actual"] == report["shared"]["wgmma"]["ideal"]
+
+
+@pytest.mark.parametrize("swizzled", [False, True])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_wgmma_half(emulated, dtype, swizzled):
+    """Subnormals of fp16 too. All sums are exact in fp32: any order of the hardware gives these bits."""
+    rng = np.random.default_rng(int(swizzled))
+    unit = 2.0**-24 if dtype == np.float16 else 2.0**-100
+    for n in (8, 64, 128, 256):
+        a = rng.integers(-128, 129, (64, 64)) * unit
+        b, c = rng.integers(-64, 65, (n, 64)) / 8.0, rng.integers(-(2**12), 2**12, (64, n)) * unit
+        bits = a.astype(dtype).view(np.uint16)
+        pieces = [bits[:, 16 * s : 16 * s + 16] for s in range(4)]
+        words = [tables.scatter(p, tables.wgmma_a_map(2)).view(np.uint32) for p in pieces]
+        registers = np.stack(words).reshape(4, 128, 4)
+        tile = b.astype(dtype).view(np.uint8).reshape(n, 128)
+        for accumulate in (False, True):
+            d = tables.scatter(c, tables.wgmma_d_map(n)).astype(np.float32).reshape(128, n // 2)
+            options = {"seed": n + accumulate, "smem_base_mod": 128 * (n // 8 % 5)}
+            bf16 = dtype != np.float16
+            report = emulated.wgmma_half(bf16, n, registers, tile, d, swizzled, accumulate, 1, options)
+            got = tables.gather(d, tables.wgmma_d_map(n), (64, n))
+            want = (a @ b.T + (c if accumulate else 0)).astype(np.float32)
+            assert np.array_equal(got, want), (n, accumulate)
+            assert report["instructions"]["wgmma"] == 4
             assert report["shared"]["wgmma"]["actual"] == report["shared"]["wgmma"]["ideal"]
 
 

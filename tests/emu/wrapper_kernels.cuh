@@ -231,13 +231,36 @@ bulk_kernel(const uint8_t* in, int bytes, const LOWBIT_GRID_CONSTANT TensorMap m
   }
 }
 
+// The kinds of wgmma: the type of D and the instruction.
+struct Int8 {
+  using Sum = int32_t;
+  template <int R>
+  static LOWBIT_DEVICE void multiply(int32_t (&d)[R], const uint32_t (&a)[4], WgmmaDescriptor b, bool add) {
+    wgmma_m64k32_s32_s8_s8(d, a, b, add);
+  }
+};
+struct Fp16 {
+  using Sum = float;
+  template <int R>
+  static LOWBIT_DEVICE void multiply(float (&d)[R], const uint32_t (&a)[4], WgmmaDescriptor b, bool add) {
+    wgmma_m64k16_f32_f16_f16(d, a, b, add);
+  }
+};
+struct Bf16 {
+  using Sum = float;
+  template <int R>
+  static LOWBIT_DEVICE void multiply(float (&d)[R], const uint32_t (&a)[4], WgmmaDescriptor b, bool add) {
+    wgmma_m64k16_f32_bf16_bf16(d, a, b, add);
+  }
+};
+
 // d [128][N / 2] = a [kSteps][128][4] * tile, k steps of 32 bytes; tile [N][32 kSteps] comes as plain rows
 // and is swizzled here by absolute address, by rows of 32, 64 or 128 bytes, or not at all. `repeat` is for
 // timing.
-template <int N, int kSteps>
+template <int N, int kSteps, class Kind = Int8>
 LOWBIT_KERNEL(128, 1)
-wgmma_kernel(const uint32_t* a, const uint8_t* tile_rows, int32_t* d, bool swizzled, bool accumulate,
-             int repeat) {
+wgmma_kernel(const uint32_t* a, const uint8_t* tile_rows, typename Kind::Sum* d, bool swizzled,
+             bool accumulate, int repeat) {
   constexpr int kWidth = 32 * kSteps, kChunks = 2 * kSteps;
   const smem_ptr<uint8_t> tile = dynamic_smem<uint8_t, 1024>();
   const int t = thread_index();
@@ -250,7 +273,7 @@ wgmma_kernel(const uint32_t* a, const uint8_t* tile_rows, int32_t* d, bool swizz
   }
   fence_proxy_async();
   syncthreads();
-  int32_t acc[N / 2];
+  typename Kind::Sum acc[N / 2];
   LOWBIT_UNROLL
   for (int i = 0; i < N / 2; ++i) acc[i] = accumulate ? ld_global(d + t * (N / 2) + i) : 0;
   uint32_t ra[kSteps][4];
@@ -266,7 +289,7 @@ wgmma_kernel(const uint32_t* a, const uint8_t* tile_rows, int32_t* d, bool swizz
     wgmma_fence();
     LOWBIT_UNROLL
     for (int s = 0; s < kSteps; ++s)
-      wgmma_m64k32_s32_s8_s8(acc, ra[s], b.plus_bytes(k_step * uint32_t(s)), accumulate || s > 0);
+      Kind::multiply(acc, ra[s], b.plus_bytes(k_step * uint32_t(s)), accumulate || s > 0);
     wgmma_commit_group();
     wgmma_wait_group<0>();
     warpgroup_fence_operand(acc);

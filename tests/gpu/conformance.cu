@@ -65,9 +65,9 @@ const char* make_map(ptx::TensorMap* map, Bytes matrix, int rows, int row_bytes,
                                          uint32_t(box_rows), uint32_t(box_bytes), ptx::Swizzle(swizzle)});
 }
 
-template <int N, int kSteps>
-const char* wgmma(Words a, Bytes tile, int* d, bool swizzled, bool accumulate, int repeat) {
-  return run(wrappers::wgmma_kernel<N, kSteps>, 1, 128, N * 32 * kSteps + 1024, a, tile, d, swizzled,
+template <int N, int kSteps, class Kind = wrappers::Int8>
+const char* wgmma(Words a, Bytes tile, typename Kind::Sum* d, bool swizzled, bool accumulate, int repeat) {
+  return run(wrappers::wgmma_kernel<N, kSteps, Kind>, 1, 128, N * 32 * kSteps + 1024, a, tile, d, swizzled,
              accumulate, repeat);
 }
 }  // namespace
@@ -108,6 +108,20 @@ EXPORT const char* gpu_wgmma(int n, int steps, Words a, Bytes tile, int* d, bool
   SHAPE(128, 2);
 #undef SHAPE
   return "wgmma: this shape is not compiled";
+}
+
+EXPORT const char* gpu_wgmma_half(bool bf16, int n, int steps, Words a, Bytes tile, float* d, bool swizzled,
+                                  bool accumulate, int repeat) {
+#define SHAPE(N)                                                                      \
+  if (n == N && steps == 4)                                                           \
+  return bf16 ? wgmma<N, 4, wrappers::Bf16>(a, tile, d, swizzled, accumulate, repeat) \
+              : wgmma<N, 4, wrappers::Fp16>(a, tile, d, swizzled, accumulate, repeat)
+  SHAPE(8);
+  SHAPE(64);
+  SHAPE(128);
+  SHAPE(256);
+#undef SHAPE
+  return "wgmma_half: this shape is not compiled";
 }
 
 #endif

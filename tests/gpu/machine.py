@@ -10,7 +10,7 @@ import torch
 OUTPUTS = {
     "mma": [3], "ldmatrix": [4], "stmatrix": [3], "warp": [2], "cp_async": [2], "bits": [3], "memory": [1],
     "ticket": [1, 2, 3], "named_barrier": [0], "cp_async_mbarrier": [1], "tma_load": [6], "bulk": [1, 7],
-    "wgmma": [3],
+    "wgmma": [3], "wgmma_half": [4],
 }  # fmt: skip
 # Rows of `bits` that are floats: a NaN's payload is the machine's own.
 FLOAT_ROWS = (6, 7, 8, 10, 13, 14, 15)
@@ -33,8 +33,8 @@ class Gpu:
         for i, p in enumerate(placed):
             if name in ("tma_load", "bulk") and i == (0 if name == "tma_load" else 1):
                 flat += [p.pointer, p.rows, p.row_bytes, p.pitch]
-            elif name == "wgmma" and i == 1:
-                flat += [len(args[1]), p.pointer]
+            elif (name, i) in (("wgmma", 1), ("wgmma_half", 2)):
+                flat += [len(args[i]), p.pointer]
             elif name == "ticket" and i == 0:
                 flat += [p.pointer, len(args[0])]
             else:

@@ -104,3 +104,23 @@ def test_float_mma_within_the_bound_of_any_order(emulated, kind, dtype):
             machine(kind, ra, rb, d, 1)
             error = np.abs(tables.gather(d, tables.d_map(), (16, 8)) - exact)
             assert (error <= 34 * 2.0**-24 * size).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_float_wgmma_within_the_bound_of_any_order(emulated, dtype):
+    """As for mma, with 64 products."""
+    rng = np.random.default_rng(3)
+    module, other = emulated.emulated, emulated.other
+    for n in (8, 64, 128, 256):
+        a, b = rng.standard_normal((64, 64)).astype(dtype), rng.standard_normal((n, 64)).astype(dtype)
+        c = rng.standard_normal((64, n)).astype(np.float32)
+        pieces = [a.view(np.uint16)[:, 16 * s : 16 * s + 16] for s in range(4)]
+        words = [tables.scatter(p, tables.wgmma_a_map(2)).view(np.uint32) for p in pieces]
+        registers, tile = np.stack(words).reshape(4, 128, 4), b.view(np.uint8).reshape(n, 128)
+        exact = c + a.astype(np.float64) @ b.astype(np.float64).T
+        size = np.abs(c) + np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64)).T
+        for machine in (lambda *v: module.wgmma_half(*v, {}), lambda *v: other("wgmma_half", *v)):
+            d = np.ascontiguousarray(tables.scatter(c, tables.wgmma_d_map(n)).reshape(128, n // 2))
+            machine(dtype != np.float16, n, registers, tile, d, True, True, 1)
+            error = np.abs(tables.gather(d, tables.wgmma_d_map(n), (64, n)) - exact)
+            assert (error <= 2 * 65 * 2.0**-24 * size).all()

@@ -30,16 +30,10 @@ TESTS = {
     "hadamard_cuda": ["tests/emu/test_hadamard.py"],
     "kv_cache_cuda": ["tests/emu/test_kv_cache.py"],
     "attention_cuda": ["tests/emu/test_kv_append.py", "tests/emu/test_attention.py"],
+    "fused_rows_cuda": ["tests/emu/test_fused_rows.py"],
 }
 # kernels that run under the emulator
-EMULATED = (
-    "int_gemm_cuda",
-    "quantize_cuda",
-    "hadamard_cuda",
-    "kv_cache_cuda",
-    "attention_cuda",
-    "fp_gemm_cuda",
-)
+EMULATED = tuple(family for family in TESTS if family.endswith("_cuda"))
 
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
@@ -48,10 +42,13 @@ _MMA, _WGMMA = "kernels/int_gemm/sm80.cuh", "kernels/int_gemm/sm90.cuh"
 _UNPACK, _EPILOGUE = "kernels/int_gemm/unpack.cuh", "kernels/int_gemm/epilogue.cuh"
 _FP_MMA, _FP_EPILOGUE = "kernels/fp_gemm/sm80.cuh", "kernels/fp_gemm/epilogue.cuh"
 _FP_UNPACK, _FP_CODEC = "kernels/fp_gemm/unpack.cuh", "kernels/fp_gemm/codec.cuh"
+_FP_WGMMA = "kernels/fp_gemm/sm90.cuh"
 _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
 _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
 _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
+_LAYER, _ROW_SUM = "kernels/fused_rows/sm80.cuh", "kernels/fused_rows/row_sum.cuh"
+_GATE, _FINISH = "kernels/fused_rows/activation.cuh", "kernels/hadamard/finish.cuh"
 _HEADS = "kernels/kv_cache/sm80.cuh"
 _FUSED, _EXP = "cpu/fused_rows-inl.h", "cpu/exp-inl.h"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
@@ -290,13 +287,13 @@ MUTANTS = [
     Mutant(
         "int_gemm_cuda",
         _EPILOGUE,
-        "if (p.bias) v[i] = ptx::add_rn(v[i], bias[i]);",
-        "if (p.bias) v[i] = ptx::fma_rn(v[i], 1.0000001f, bias[i]);",
+        "if (p.bias) v[j][i] = ptx::add_rn(v[j][i], bias[i]);",
+        "if (p.bias) v[j][i] = ptx::fma_rn(v[j][i], 1.0000001f, bias[i]);",
     ),
     # the sums of another split
     Mutant("int_gemm_cuda", _EPILOGUE, "if (s == split) continue;", "if (s == splits - 1) continue;"),
     # wgmma: the stage is released before it is multiplied
-    Mutant("int_gemm_cuda", _WGMMA, "if (i > 0) release(ring, step - 1);", "release(ring, step);"),
+    Mutant("int_gemm_cuda", _WGMMA, "if (i > 0) ring.release(step - 1);", "ring.release(step);"),
     # wgmma: registers of A written while they are read
     Mutant(
         "int_gemm_cuda",
@@ -369,6 +366,29 @@ MUTANTS = [
     ),
     # rows of the dequantised weight
     Mutant("fp_gemm_cuda", _FP_CODEC, "r = 2 * i + lane / 16", "r = i + lane / 16"),
+    # wgmma: the stage is released before it is multiplied; registers of A written while they are read; the
+    # phase of the empty barrier; the first k step for both; the tickets of one warpgroup
+    # for both
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_WGMMA,
+        "if (half == 0 && i > 0) ring.release(step - 1)",
+        "if (half == 0) ring.release(step)",
+    ),
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_WGMMA,
+        "ptx::wgmma_wait_group<1>(); ",
+        "ptx::wgmma_wait_group<2>(); ",
+    ),
+    Mutant("fp_gemm_cuda", _FP_WGMMA, "Ring<C>::phase(step) ^ 1u", "Ring<C>::phase(step)"),
+    Mutant(
+        "fp_gemm_cuda",
+        _FP_WGMMA,
+        "(2 * half + c, a + 2 * c)",
+        "(2 * half, a + 2 * c)",
+    ),
+    Mutant("fp_gemm_cuda", _FP_WGMMA, "p.tickets + at,", "p.tickets + (number % tiles) * C::kTeams,"),
     # rows whose inverse overflows
     Mutant("quantize_cuda", _CODES, "s.scale < 1.17549435e-38f", "s.scale <= 0.f"),
     # infinity
@@ -475,9 +495,9 @@ MUTANTS = [
     # the maximum before the scale
     Mutant(
         "hadamard_cuda",
-        _TRANSFORM,
-        "const float scaled = ptx::mul_rn(ptx::bit_cast<float>(most), p.scale);",
-        "const float scaled = ptx::bit_cast<float>(most);",
+        _FINISH,
+        "most = ptx::bit_cast<uint32_t>(ptx::mul_rn(ptx::bit_cast<float>(most), p.scale));",
+        "",
     ),
     # the maximum of another stage
     Mutant("hadamard_cuda", _TRANSFORM, "if (kQuantised && last)", "if (kQuantised && !last)"),
@@ -602,4 +622,41 @@ MUTANTS = [
         "store(row + i, mul(activation<kGelu>(part(x + i, count)), part(x + n + i, count)));",
         "store(row + i, mul(activation<kGelu>(part(x + n + i, count)), part(x + i, count)));",
     ),
+    # rows with the layer in front of them: the order of the tree, its last group, the rounded residual
+    Mutant(
+        "fused_rows_cuda",
+        _ROW_SUM,
+        "ptx::add_rn(ptx::add_rn(s[0], s[1]), ptx::add_rn(s[2], s[3]))",
+        "ptx::add_rn(ptx::add_rn(s[0], s[2]), ptx::add_rn(s[1], s[3]))",
+    ),
+    Mutant("fused_rows_cuda", _ROW_SUM, "one = add_lane(one, 2);", "one = add_lane(one, 16);"),
+    Mutant("fused_rows_cuda", _ROW_SUM, "const int e = 128 * g + 32 * j", "const int e = 32 * j"),
+    Mutant("fused_rows_cuda", _LAYER, "    to_float(x, raw, dtype);\n", ""),
+    # the ends of exp; the gate for the up; the gather's place
+    Mutant("fused_rows_cuda", _GATE, "ptx::max_f32(t, -87.f), 88.f", "ptx::max_f32(t, -87.f), 87.f"),
+    Mutant(
+        "fused_rows_cuda", _GATE, "ptx::mul_rn(gate, sigmoid(at)), up", "ptx::mul_rn(up, sigmoid(at)), gate"
+    ),
+    Mutant(
+        "fused_rows_cuda",
+        _LAYER,
+        "(k & (kChunk - 1)) * chunks + k / kChunk",
+        "(k & (kChunk - 1)) * chunks + (k + 1) / kChunk",
+    ),
+    # what was transformed: the maximum after the factor, not before it; the first row for all
+    Mutant(
+        "hadamard_cuda",
+        _FINISH,
+        "    if (adjusted(p.adjust)) {\n      most = 0;",
+        "    if (p.adjust.index) {\n      most = 0;",
+    ),
+    Mutant(
+        "hadamard_cuda",
+        _FINISH,
+        "Tile<kShared>::place(begin + e))[0], p.scale)",
+        "Tile<kShared>::place(e))[0], p.scale)",
+    ),
+    # addends: the low-rank row of another token, the channels of another
+    Mutant("int_gemm_cuda", _EPILOGUE, "const int t = token + j * step;", "const int t = token + j;"),
+    Mutant("int_gemm_cuda", _EPILOGUE, "int64_t(i) * p.n + channel", "int64_t(i) * p.n + channel / 64 * 64"),
 ]

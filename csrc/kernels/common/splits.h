@@ -1,7 +1,9 @@
-// How many pieces the K of a GEMM is cut into.
+// How the work of a GEMM is cut: the pieces of K, and the order of tiles and pieces.
 #pragma once
 
 #include <cstdint>
+
+#include "../../numeric/host_device.h"
 
 namespace lowbit::kernels {
 
@@ -13,6 +15,18 @@ constexpr int splits_for(int64_t tiles, int stages, int64_t slots) {
   if (splits > stages / kLeast) splits = stages / kLeast;
   if (splits > kMost) splits = kMost;
   return splits < 1 ? 1 : int(splits);
+}
+
+// Item number -> tile and split. Splits are outermost; within a split, bands of eight token tiles sweep the
+// channels, so that blocks that run together share weights and activations in L2.
+struct Item {
+  int row_tile, token_tile, split;
+};
+LOWBIT_HOST_DEVICE constexpr Item item_at(int item, int row_tiles, int token_tiles) {
+  const int tiles = row_tiles * token_tiles, split = item / tiles, t = item % tiles;
+  const int band = t / (8 * row_tiles), first = 8 * band;
+  const int height = token_tiles - first < 8 ? token_tiles - first : 8, in_band = t - first * row_tiles;
+  return {in_band / height, first + in_band % height, split};
 }
 
 }  // namespace lowbit::kernels

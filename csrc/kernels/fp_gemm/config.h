@@ -1,5 +1,5 @@
-// Which tile, how many splits of K, and from how many tokens on torch's own GEMM takes over: pure functions
-// of the shape and the card, printable, tested without a GPU.
+// Which kernel, which tile, how many splits of K, and from how many tokens on torch's own GEMM takes over:
+// pure functions of the shape and the card, printable, tested without a GPU.
 #pragma once
 
 #include <cstdint>
@@ -14,17 +14,23 @@ namespace lowbit::kernels::fp_gemm {
 
 constexpr int kStageK = fp_fragment::kK;  // k per pipeline stage: one block of the weight
 
+enum class Kernel : int32_t { kMma, kWgmma };
+
 // A compiled tile. `rows` are output channels, `tokens` rows of x; `ring`: bytes of shared memory for stages.
 struct Tile {
+  Kernel kernel;
   int rows, tokens, threads, ring, blocks_per_sm;
 };
 
 // Small: four stages of FP6, 72 KiB of weights in flight on an A100 (two blocks), 108 on a Hopper (three).
 // Middle: three stages; with 64 tokens the tensor cores take about as long as the memory.
-constexpr Tile kSmall{128, 16, 128, 70 * 1024, 3};
-constexpr Tile kMiddle{128, 64, 128, 88 * 1024, 2};
+// Wgmma: four stages; a producer and three warpgroups of 64 channels.
+constexpr Tile kSmall{Kernel::kMma, 128, 16, 128, 70 * 1024, 3};
+constexpr Tile kMiddle{Kernel::kMma, 128, 64, 128, 88 * 1024, 2};
+constexpr Tile kWgmma{Kernel::kWgmma, 192, 128, 512, 200 * 1024, 1};
 
-constexpr int kPad = 4;  // words between staged rows: 4 mod 16 keeps the D fragment off itself
+constexpr int kPad = 4;            // words between staged rows: 4 mod 16 keeps the D fragment off itself
+constexpr int kStagedTokens = 32;  // of a warpgroup of the wgmma kernel
 
 constexpr int x_stage_bytes(int tokens) { return tokens * kStageK * 2; }
 constexpr int weight_stage_bytes(int rows, Weight w) {
@@ -40,8 +46,10 @@ constexpr int stage_bytes(const Tile& t, Weight w, bool grouped) {
 constexpr int stages_of(const Tile& t, Weight w, bool grouped) { return t.ring / stage_bytes(t, w, grouped); }
 // Dynamic shared memory of a block, with the slack that aligns it to 1024.
 constexpr int shared_bytes(const Tile& t, Weight w, bool grouped) {
-  const int ring = stages_of(t, w, grouped) * stage_bytes(t, w, grouped),
-            staged = t.tokens * (t.rows + kPad) * 4;
+  const int stages = stages_of(t, w, grouped), ring = stages * stage_bytes(t, w, grouped);
+  if (t.kernel == Kernel::kWgmma)
+    return 1024 + ring + t.rows / 64 * (kStagedTokens * (64 + kPad) * 4) + 16 * stages;
+  const int staged = t.tokens * (t.rows + kPad) * 4;
   return 1024 + (ring > staged ? ring : staged);
 }
 
@@ -53,8 +61,13 @@ struct Choice {
 };
 
 // Eight tokens fill an n of mma.sync: up to 16 the weight stream decides, and a tile of 64 would multiply
-// zeros.
-constexpr Tile tile_for(int m) { return m <= kSmall.tokens ? kSmall : kMiddle; }
+// zeros. Past 64 a Hopper takes wgmma. Not for groups: their sums are scaled apart from the total, which
+// there means twice the registers and, for groups of 32, a wait for every two wgmma. Without k there is
+// nothing for TMA to point at.
+constexpr Tile tile_for(int m, int k, bool grouped, int sm) {
+  if (sm == 90 && m > kMiddle.tokens && k > 0 && !grouped) return kWgmma;
+  return m <= kSmall.tokens ? kSmall : kMiddle;
+}
 
 // Blocks of the tile that a multiprocessor holds at a time. The system keeps 1 KiB for each.
 constexpr int resident(const Tile& t, int shared, const Device& device) {
@@ -67,7 +80,7 @@ constexpr int resident(const Tile& t, int shared, const Device& device) {
 constexpr Choice choose(int m, int n, int k, Weight weight, bool grouped, const Device& device,
                         int splits = 0) {
   Choice c{};
-  c.tile = tile_for(m);
+  c.tile = tile_for(m, k, grouped, device.sm);
   c.row_tiles = ceil_div(n, c.tile.rows), c.token_tiles = ceil_div(m, c.tile.tokens);
   c.stages = ceil_div(k, kStageK);
   c.shared = shared_bytes(c.tile, weight, grouped);
@@ -77,38 +90,28 @@ constexpr Choice choose(int m, int n, int k, Weight weight, bool grouped, const 
         splits_for(tiles, c.stages, int64_t(device.multiprocessors) * resident(c.tile, c.shared, device));
   c.stages_per_split = ceil_div(c.stages, splits);
   c.splits = c.stages_per_split ? ceil_div(c.stages, c.stages_per_split) : 1;
-  c.blocks = int(tiles * c.splits);
+  const int64_t items = tiles * c.splits;
+  const bool wgmma = c.tile.kernel == Kernel::kWgmma;  // persistent
+  c.blocks = int(wgmma && items > device.multiprocessors ? device.multiprocessors : items);
   if (c.splits > 1) {
-    c.partial_words = int64_t(c.blocks) * c.tile.rows * c.tile.tokens;
-    c.tickets = tiles;
+    c.partial_words = items * c.tile.rows * c.tile.tokens;
+    c.tickets = tiles * (wgmma ? c.tile.rows / 64 : 1);
   }
   return c;
 }
 
 // From how many tokens on it is faster to write the weight out once in the type of x and let torch multiply.
-// PREDICTED, to be replaced by measurement. Per weight, writing and reading 16 bits adds 4 bytes to the
-// traffic; mma.sync with the decode in its loop is expected to reach 60 % of what cuBLAS does on sm_80, and
-// half of Hopper's wgmma. A layer of 10^8 weights then breaks even at about:
-constexpr int crossover(const Device& device) { return device.sm == 90 ? 192 : 512; }
-
-// Item number -> tile and split. Splits are outermost; the token tiles of one row tile are neighbours, so
-// that the weights they share are in L2.
-struct Item {
-  int row_tile, token_tile, split;
-};
-LOWBIT_HOST_DEVICE constexpr Item item_at(int item, int row_tiles, int token_tiles) {
-  const int tiles = row_tiles * token_tiles, t = item % tiles;
-  return {t / token_tiles, t % token_tiles, item / tiles};
-}
+// PREDICTED, to be replaced by measurement; the arithmetic is in the README.
+constexpr int crossover(const Device& device) { return device.sm == 90 ? 1024 : 512; }
 
 inline std::string explain(const Choice& c, Weight w, bool grouped, const Device& device) {
   const auto s = [](int64_t v) { return std::to_string(v); };
-  return "mma.sync, tile " + s(c.tile.rows) + " channels x " + s(c.tile.tokens) + " tokens, " +
-         s(c.row_tiles) + " x " + s(c.token_tiles) + " tiles, " + s(c.splits) + " split" +
-         (c.splits > 1 ? "s" : "") + " of " + s(c.stages_per_split) + " stages, " +
-         s(stages_of(c.tile, w, grouped)) + " stages in the ring, " + s(c.blocks) + " blocks of " +
-         s(c.tile.threads) + " threads on " + s(device.multiprocessors) + " multiprocessors, " + s(c.shared) +
-         " bytes of shared memory";
+  return std::string(c.tile.kernel == Kernel::kWgmma ? "wgmma" : "mma.sync") + ", tile " + s(c.tile.rows) +
+         " channels x " + s(c.tile.tokens) + " tokens, " + s(c.row_tiles) + " x " + s(c.token_tiles) +
+         " tiles, " + s(c.splits) + " split" + (c.splits > 1 ? "s" : "") + " of " + s(c.stages_per_split) +
+         " stages, " + s(stages_of(c.tile, w, grouped)) + " stages in the ring, " + s(c.blocks) +
+         " blocks of " + s(c.tile.threads) + " threads on " + s(device.multiprocessors) +
+         " multiprocessors, " + s(c.shared) + " bytes of shared memory";
 }
 
 }  // namespace lowbit::kernels::fp_gemm

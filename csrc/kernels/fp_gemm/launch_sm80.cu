@@ -1,6 +1,7 @@
 // The compiled instances, for every card: weights x activations x groups x tile, and the codecs.
 #include "../common/launch.cuh"
 #include "codec.cuh"
+#include "formats.h"
 #include "launch.h"
 #include "sm80.cuh"
 
@@ -14,35 +15,9 @@ Error launch_tile(const Params& p, const Choice& c, Stream stream) {
   return launch(kernel, {c.blocks}, c.tile.threads, c.shared, stream, p);
 }
 
-// Calls f(constant of the weight, constant of the activations): the table of formats.
-template <Half kHalf>
-using HalfOf = std::integral_constant<Half, kHalf>;
-template <Weight kWeight>
-using WeightOf = std::integral_constant<Weight, kWeight>;
-
-template <class F>
-Error with_weight(Weight weight, const F& f) {
-  switch (weight) {
-    case Weight::kE3M2:
-      return f(WeightOf<Weight::kE3M2>{});
-    case Weight::kE2M3:
-      return f(WeightOf<Weight::kE2M3>{});
-    case Weight::kE2M1:
-      return f(WeightOf<Weight::kE2M1>{});
-    case Weight::kE3M0:
-      return f(WeightOf<Weight::kE3M0>{});
-    default:
-      return f(WeightOf<Weight::kInt4>{});
-  }
-}
-template <class F>
-Error with_half(Half half, const F& f) {
-  return half == Half::kF16 ? f(HalfOf<Half::kF16>{}) : f(HalfOf<Half::kBF16>{});
-}
-
 }  // namespace
 
-Error run(const Params& p, const Choice& c, Weight weight, Half half, bool grouped, Stream stream) {
+Error launch_sm80(const Params& p, const Choice& c, Weight weight, Half half, bool grouped, Stream stream) {
   return with_weight(weight, [&](auto w) {
     return with_half(half, [&](auto h) {
       constexpr Weight kWeight = decltype(w)::value;

@@ -243,24 +243,25 @@ gemm(const Params p) {
   ptx::cp_async_wait_all();
   ptx::syncthreads();  // the ring becomes the staged tile
 
+  const Team<C::kThreads> team{0};
   const int tokens_left = p.m - token,
             live = tokens_left < C::kTokens ? ceil_div(tokens_left, 8) : C::kTokenBlocks;
   if (p.splits > 1) {
     const int tile = ptx::block_index_x() % (row_tiles * token_tiles);
     constexpr int kTileWords = C::kRows * C::kTokens;
-    if (!reduce_splits<C::kThreads>(
-            sums.total, live, item.split, p.splits, p.partial + int64_t(tile) * kTileWords,
+    if (!reduce_splits<C::kSlabs, C::kTokenBlocks>(
+            team, sums.total[0][0], live, item.split, p.splits, p.partial + int64_t(tile) * kTileWords,
             int64_t(row_tiles) * token_tiles * kTileWords, p.tickets + tile, smem.template as<uint32_t>()))
       return;
-    ptx::syncthreads();  // the flag's word is part of the staged tile
+    team.sync();  // the flag's word is part of the staged tile
   }
   const auto staged = smem.template as<float>();
   LOWBIT_UNROLL
   for (int s = 0; s < C::kSlabs; ++s) LOWBIT_UNROLL
   for (int j = 0; j < C::kTokenBlocks; ++j)
     if (j < live) stage_fragment<C::kRows + kPad>(staged, 16 * (slab + s), 8 * j, sums.total[s][j]);
-  ptx::syncthreads();
-  write_tile<C::kHalf, C::kRows, C::kThreads>(p, staged, row, token, C::kTokens);
+  team.sync();
+  write_tile<C::kHalf, C::kRows>(team, p, staged, row, token, C::kTokens);
 }
 
 }  // namespace lowbit::kernels::fp_gemm

@@ -78,9 +78,9 @@ struct Slab {
           reinterpret_cast<const ptx::u32x4*>(slab + 512 * w + 16 * ptx::lane_index()));
   }
 
-  // The A registers of both k16 steps of a chunk.
+  // The A registers of both k16 steps of a chunk, a[0] and a[1].
   template <Half kHalf>
-  LOWBIT_DEVICE void fragments(int chunk, uint32_t (&a)[2][4]) const {
+  LOWBIT_DEVICE void fragments(int chunk, uint32_t (*a)[4]) const {
     uint32_t words[kWords];
     LOWBIT_UNROLL
     for (int w = 0; w < kWords; ++w) words[w] = planes[w][chunk];
@@ -89,7 +89,7 @@ struct Slab {
 
  private:
   template <Half kHalf, int... kPair>
-  static LOWBIT_DEVICE void fill(const uint32_t (&words)[kWords], uint32_t (&a)[2][4],
+  static LOWBIT_DEVICE void fill(const uint32_t (&words)[kWords], uint32_t (*a)[4],
                                  std::integer_sequence<int, kPair...>) {
     ((a[kPair / 4][kPair % 4] = pair_of<kWeight, kHalf, kPair>(words)), ...);
   }

@@ -104,18 +104,6 @@ constexpr Choice choose(int m, int n, int k, Weight weight, Codes codes, const D
   return c;
 }
 
-// Item number -> tile and split. Splits are outermost; within a split, bands of eight token tiles sweep the
-// channels, so that blocks that run together share weights and activations in L2.
-struct Item {
-  int row_tile, token_tile, split;
-};
-LOWBIT_HOST_DEVICE constexpr Item item_at(int item, int row_tiles, int token_tiles) {
-  const int tiles = row_tiles * token_tiles, split = item / tiles, t = item % tiles;
-  const int band = t / (8 * row_tiles), first = 8 * band;
-  const int height = token_tiles - first < 8 ? token_tiles - first : 8, in_band = t - first * row_tiles;
-  return {in_band / height, first + in_band % height, split};
-}
-
 inline std::string explain(const Choice& c, Codes codes, const Device& device) {
   const auto s = [](int64_t v) { return std::to_string(v); };
   return std::string(c.tile.kernel == Kernel::kWgmma ? "wgmma" : "mma.sync") +

@@ -4,22 +4,10 @@
 #include "../../ptx/bits.h"
 #include "../../ptx/sync.h"
 #include "../common/staged_tile.cuh"
+#include "../common/team.cuh"
 #include "config.h"
 
 namespace lowbit::kernels::int_gemm {
-
-// The threads that work on one tile of sums: a block (barrier 0), or a warpgroup with a named barrier.
-template <int kThreadsOf>
-struct Team {
-  static constexpr int kThreads = kThreadsOf;
-  int barrier;
-
-  LOWBIT_DEVICE int thread() const { return ptx::thread_index() % kThreads; }
-  LOWBIT_DEVICE void sync() const {
-    if (barrier == 0) ptx::syncthreads();
-    else ptx::bar_sync(barrier, kThreads);
-  }
-};
 
 // All splits but the last to arrive leave their sums in `partial` and return false; the last one adds them to
 // its own. Integer sums: the order cannot be seen. `flag`: one shared word. The ticket returns to zero.

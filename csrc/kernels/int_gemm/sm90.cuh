@@ -7,9 +7,9 @@
 
 #include "../../layout/mma_fragment.h"
 #include "../../layout/mma_weight.h"
-#include "../../ptx/mbarrier.h"
 #include "../../ptx/tma.h"
 #include "../../ptx/wgmma.h"
+#include "../common/pipeline.cuh"
 #include "epilogue.cuh"
 #include "unpack.cuh"
 
@@ -29,6 +29,7 @@ struct WgmmaConfig {
   static constexpr bool kAdds = kAddsOf;
   static constexpr int kRows = kTile.rows, kTokens = kTile.tokens, kThreads = kTile.threads;
   static constexpr int kStages = stages_of(kTile, kWeight, Codes::kInt8);
+  static constexpr int kTeams = 2, kStageK = int_gemm::kStageK;
   static constexpr int kSums = kTokens / 2;     // registers of a thread
   static constexpr int kGroup = kAdds ? 2 : 1;  // tokens of a thread in the epilogue
   static constexpr int kWeightAt = x_stage_bytes(kTokens, Codes::kInt8);
@@ -40,40 +41,6 @@ struct WgmmaConfig {
   static constexpr int kBlockBytes =
       kWeight == Weight::kInt8 ? mma_weight::kInt8Bytes : mma_weight::kInt4Bytes;
   static_assert(kRows == 128 && kThreads == 384, "two consumer warpgroups of 64 channels and a producer");
-};
-
-// The ring: stage i % kStages is full in the phase i / kStages.
-template <class C>
-struct Ring {
-  ptx::smem_ptr<uint8_t> base;
-
-  LOWBIT_DEVICE ptx::smem_ptr<uint8_t> stage(int i) const {
-    return base.plus_bytes(uint32_t(i % C::kStages) * C::kStageBytes);
-  }
-  LOWBIT_DEVICE ptx::smem_ptr<uint64_t> full(int i) const {
-    return base.plus_bytes(C::kBarrierAt + 16 * (i % C::kStages)).template as<uint64_t>();
-  }
-  LOWBIT_DEVICE ptx::smem_ptr<uint64_t> empty(int i) const { return full(i) + 1; }
-  static LOWBIT_DEVICE uint32_t phase(int i) { return uint32_t(i / C::kStages) & 1u; }
-};
-
-// What a block does: the items of its number, and the stages of k of each.
-template <class C>
-struct Schedule {
-  int row_tiles, token_tiles, items, stages, stages_per_split;
-
-  explicit LOWBIT_DEVICE Schedule(const Params& p)
-      : row_tiles(ceil_div(p.n, C::kRows)),
-        token_tiles(ceil_div(p.m, C::kTokens)),
-        items(row_tiles * token_tiles * p.splits),
-        stages(ceil_div(p.k, kStageK)),
-        stages_per_split(p.stages_per_split) {}
-  LOWBIT_DEVICE Item item(int i) const { return item_at(i, row_tiles, token_tiles); }
-  LOWBIT_DEVICE int begin(const Item& i) const { return i.split * stages_per_split; }
-  LOWBIT_DEVICE int end(const Item& i) const {
-    const int e = begin(i) + stages_per_split;
-    return e < stages ? e : stages;
-  }
 };
 
 // One thread brings every stage of every item. A block of weights or scales past the end is the last one
@@ -146,12 +113,6 @@ LOWBIT_DEVICE void issue_half(int32_t (&sums)[C::kSums], const uint32_t (&a)[2][
   ptx::wgmma_commit_group();
 }
 
-template <class C>
-LOWBIT_DEVICE void release(const Ring<C>& ring, int step) {
-  ptx::syncwarp();
-  if (ptx::lane_index() == 0) ptx::mbarrier_arrive(ring.empty(step));
-}
-
 // The sums of one item. While one half stage is multiplied, the next is unpacked into the other set of
 // registers; a set is written again only after the wait that covers its last use.
 template <class C>
@@ -166,14 +127,14 @@ LOWBIT_DEVICE int multiply_item(int32_t (&sums)[C::kSums], const Params& p, cons
     unpack_half<C>(first, p, stage, 0, team);  // free: the wait below covered it
     issue_half<C>(sums, first, stage, 0, i > 0);
     ptx::wgmma_wait_group<1>();  // the last stage is multiplied
-    if (i > 0) release(ring, step - 1);
+    if (i > 0) ring.release(step - 1);
     unpack_half<C>(second, p, stage, 1, team);
     issue_half<C>(sums, second, stage, 1, true);
     ptx::wgmma_wait_group<1>();
   }
   ptx::wgmma_wait_group<0>();
   ptx::warpgroup_fence_operand(sums);
-  if (count > 0) release(ring, step - 1);
+  if (count > 0) ring.release(step - 1);
   return step;
 }
 
@@ -221,14 +182,7 @@ LOWBIT_KERNEL(C::kThreads, 1)
 gemm_wgmma(const LOWBIT_GRID_CONSTANT WgmmaParams params) {
   const Ring<C> ring{ptx::dynamic_smem<uint8_t, 1024>()};
   const Schedule<C> work(params.p);
-  if (ptx::thread_index() == 0) {
-    for (int i = 0; i < C::kStages; ++i) {
-      ptx::mbarrier_init(ring.full(i), 1);   // the producer, and the bytes
-      ptx::mbarrier_init(ring.empty(i), 8);  // one lane of each consumer warp
-    }
-    ptx::fence_mbarrier_init();
-  }
-  ptx::syncthreads();
+  ring.start();
   if (ptx::warpgroup_index() == 0) {
     ptx::setmaxnreg_dec<40>();
     if (ptx::thread_index() == 0) produce<C>(params, ring, work);
