@@ -103,6 +103,7 @@ def _rows() -> list[Expect]:
             name = rf"fused_rows_kernel<.*Kind\)[012], {kernel}>"
             rows.append(Expect(name, arch, 3, registers=most, calls=calls + "|sqrt"))
         rows.append(Expect(r"kv4_(de)?quantize_kernel", arch, 2, registers=64, calls=calls))
+        rows.append(Expect(r"kv4_append_kernel", arch, 1, registers=64, calls=r"div|rcp|sqrt|sync"))
     return rows
 
 
@@ -173,4 +174,28 @@ def _fp_gemm() -> list[Expect]:
     return rows
 
 
-EXPECTATIONS: list[Expect] = [*_int_gemm(), *_fp_gemm(), *_rows()]
+def _attention() -> list[Expect]:
+    """Head size x appending: the main loop weighs values. Codes are copied 16 bytes at a time (8 for heads of
+    80); registers for the blocks of a multiprocessor that the README counts on. sync: how a warp that may
+    have diverged shuffles, never called by a converged one.
+    """
+    rows = []
+    for arch, head, append in itertools.product(("sm_80", "sm_90a"), (64, 80, 96, 128, 256), (False, True)):
+        registers = 255 if head == 256 else 128 if append or head == 80 else 80
+        rows.append(
+            Expect(
+                rf"kv4_attention_kernel<{head}, {str(append).lower()}>",
+                arch,
+                1,
+                "HMMA.16816.F32",
+                registers,
+                loop_widths={"LDSM": 128},
+                widths={"LDGSTS": 64 if head == 80 else 128},
+                integer_per_tensor=4.0,
+                calls=r"div|rcp|sqrt|sync|^0x",
+            )
+        )
+    return rows
+
+
+EXPECTATIONS: list[Expect] = [*_attention(), *_int_gemm(), *_fp_gemm(), *_rows()]

@@ -1,4 +1,4 @@
-"""Mutants of the paged KV cache and its attention on the CPU: file in csrc, old, new."""
+"""Mutants of the paged KV cache and its attention: file in csrc, old, new."""
 
 _ATTENTION, _PAGED, _OPS, _EXP = (
     "cpu/attention-inl.h", "cpu/kv_paged-inl.h", "ops/kv_paged.cpp", "cpu/exp-inl.h",
@@ -34,4 +34,30 @@ EDITS = [
     # tables that lie
     (_OPS, "t.max_pages * c.page - more;", "t.max_pages * c.page;"),
     (_OPS, "page >= 0 && page < c.pages, op", "page >= 0 && page <= c.pages, op"),
+]
+
+_HEAD, _APPEND = "kernels/kv_cache/head.cuh", "kernels/kv_cache/append.cuh"
+_ATTEND, _STAGING = "kernels/kv_cache/attention.cuh", "kernels/kv_cache/staging.cuh"
+_MERGE = "kernels/kv_cache/merge.cuh"
+
+CUDA_EDITS = [
+    # the sign of the half that RoPE turns; the rounding that the append and the query share
+    (_HEAD, "turned = lane < half ? -other : other", "turned = other"),
+    (_HEAD, "  round_chunk(x, h.dtype);\n}", "}"),
+    # the token that is appended: stored by each group of query heads
+    (_ATTEND, "put_token(w, p, fresh, group == 0)", "put_token(w, p, fresh, true)"),
+    # the barrier between reading the keys and putting weights in their place
+    (_ATTEND, "ptx::syncthreads();  // the keys become the weights", ""),
+    # the keys' wait
+    (_ATTEND, "ptx::cp_async_wait_group<1>();", "ptx::cp_async_wait_group<2>();"),
+    # bits of float32 queries past the first fp16
+    (_ATTEND, "score(w, tokens, p.dtype == DType::f32);", "score(w, tokens, false);"),
+    # tokens that are not there
+    (_STAGING, "first + row < w.stored ? S::kPiece : 0", "S::kPiece"),
+    # slots that the cache does not have; what the nibble above the lowest has too much
+    (_APPEND, "slot < 0 || slot >= p.pages.slots", "slot < 0"),
+    (_MERGE, "i % 2 ? 0.0625f : 1.f", "1.f"),
+    # who is last, and the largest score of all splits
+    (_MERGE, "!= uint32_t(blocks - 1)) return false;", "!= 0) return false;"),
+    (_MERGE, "m = warp_max(m);", "m = ptx::add_rn(m, 0.f);"),
 ]

@@ -29,17 +29,11 @@ TESTS = {
     "quantize_cuda": ["tests/emu/test_quantize.py", "tests/emu/test_quantize_fp4.py"],
     "hadamard_cuda": ["tests/emu/test_hadamard.py"],
     "kv_cache_cuda": ["tests/emu/test_kv_cache.py"],
+    "attention_cuda": ["tests/emu/test_kv_append.py", "tests/emu/test_attention.py"],
     "fused_rows_cuda": ["tests/emu/test_fused_rows.py"],
 }
 # kernels that run under the emulator
-EMULATED = (
-    "int_gemm_cuda",
-    "quantize_cuda",
-    "hadamard_cuda",
-    "kv_cache_cuda",
-    "fp_gemm_cuda",
-    "fused_rows_cuda",
-)
+EMULATED = tuple(family for family in TESTS if family.endswith("_cuda"))
 
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
@@ -555,6 +549,7 @@ MUTANTS = [
     ),
     # a head past the end
     Mutant("kv_cache_cuda", _HEADS, "if (row >= p.rows) return;", "if (row > p.rows) return;"),
+    *(Mutant("attention_cuda", *edit) for edit in attention.CUDA_EDITS),
     # weight-only on the CPU: a group's scale, masks, the pieces of the last codes of a tile, the tail of K
     Mutant("fp_gemm", _FP, "w, t, first / w.group_k8", "w, t, begin / w.group_k8"),
     Mutant("fp_gemm", _FP, "Through::kFp16, 2, 0x9f00, 12>", "Through::kFp16, 2, 0x9e00, 12>"),

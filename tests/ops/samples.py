@@ -191,8 +191,8 @@ def _kv4_dequantize() -> Iterator[Sample]:
 
 
 def _paged(seed: int = 0) -> tuple[tuple[Tensor, ...], attention.Caches]:
-    """Six pages of 16 tokens, two heads of 10; values are their codes."""
-    caches = attention.poisoned(6, 2, 16, 10, seed)
+    """Six pages of 16 tokens, two heads of 80, a size that every device has; values are their codes."""
+    caches = attention.poisoned(6, 2, 16, 80, seed)
     caches.key_params[:], caches.value_params[:] = (0.25, -2.0), (1.0, 0.0)
     return tuple(torch.from_numpy(a) for a in caches.copy().arrays()), caches
 
@@ -203,7 +203,7 @@ def _kv4_append() -> Iterator[Sample]:
         (torch.float16, [0, 1, 95], 1.0, 2),
     ):
         tensors, caches = _paged()
-        key, value, at = _x(3, 2, 10, dtype=dtype), _x(3, 2, 10, dtype=dtype).flip(0), torch.tensor(slots)
+        key, value, at = _x(3, 2, 80, dtype=dtype), _x(3, 2, 80, dtype=dtype).flip(0), torch.tensor(slots)
         want = attention.append_exact(caches, key.numpy(), value.numpy(), at.numpy(), clip, block)
         yield (key, value, at, *tensors, clip, block), want.arrays()
 
@@ -214,11 +214,11 @@ def _rotation(tokens: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _kv4_rope_append() -> Iterator[Sample]:
-    weight = _x(10).abs()
-    for rotary, q_norm, k_norm, block in ((10, None, None, None), (6, weight, weight + 1, 2)):
+    weight = _x(80).abs()
+    for rotary, q_norm, k_norm, block in ((80, None, None, None), (6, weight, weight + 1, 2)):
         tensors, caches = _paged()
-        qkv, (cos, sin), slots = _x(3, 80), _rotation(3, rotary), torch.tensor([64, 17, -5])
-        q, k, v = (t.numpy() for t in qkv.view(3, 8, 10).split((4, 2, 2), 1))
+        qkv, (cos, sin), slots = _x(3, 640), _rotation(3, rotary), torch.tensor([64, 17, -5])
+        q, k, v = (t.numpy() for t in qkv.view(3, 8, 80).split((4, 2, 2), 1))
         q, k = (
             attention.norm_rope_exact(x, cos.numpy(), sin.numpy(), None if n is None else n.numpy(), 1e-5)
             for x, n in ((q, q_norm), (k, k_norm))
@@ -232,19 +232,19 @@ _TABLE = torch.tensor([[3, -1, -1], [5, 0, 2], [1, 4, -1]], dtype=torch.int32)
 
 
 def _mean_values(caches: attention.Caches, lengths: list[int]) -> np.ndarray:
-    """What equal scores give: the mean of each head's values, here exact. [B, 4, 10]"""
-    out = np.zeros((len(lengths), 4, 10))
+    """What equal scores give: the mean of each head's values, here exact. [B, 4, 80]"""
+    out = np.zeros((len(lengths), 4, 80))
     for b, length in enumerate(lengths):
-        pages = caches.value_codes[_TABLE[b]].swapaxes(0, 1).reshape(2, -1, 5)[:, :length]
-        codes = np.stack((pages % 16, pages // 16), -1).reshape(2, length, 10)
+        pages = caches.value_codes[_TABLE[b]].swapaxes(0, 1).reshape(2, -1, 40)[:, :length]
+        codes = np.stack((pages % 16, pages // 16), -1).reshape(2, length, 80)
         out[b] = codes.mean(1).repeat(2, 0) if length else 0
     return out.astype(np.float32)
 
 
 def _kv4_attention() -> Iterator[Sample]:
     tensors, caches = _paged()
-    q = torch.zeros(3, 4, 10)
-    q[0] = _x(4, 10)  # of one token, whatever the score
+    q = torch.zeros(3, 4, 80)
+    q[0] = _x(4, 80)  # of one token, whatever the score
     lengths = [1, 32, 0]
     args = (q, *tensors, _TABLE, torch.tensor(lengths, dtype=torch.int32), 0.25)
     yield args, _mean_values(caches, lengths)
@@ -252,14 +252,16 @@ def _kv4_attention() -> Iterator[Sample]:
 
 def _kv4_attend() -> Iterator[Sample]:
     tensors, caches = _paged()
-    qkv, (cos, sin), lengths = torch.zeros(3, 80), _rotation(3, 8), [0, 31, 15]
-    qkv[0], qkv[1:, 40:60] = _x(80), _x(2, 20)
-    values = torch.tensor([15.0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).repeat(3, 2)  # their codes again
-    qkv[:, 60:] = values
-    k = attention.norm_rope_exact(qkv[:, 40:60].view(3, 2, 10).numpy(), cos.numpy(), sin.numpy(), None, 1e-6)
+    qkv, (cos, sin), lengths = torch.zeros(3, 640), _rotation(3, 8), [0, 31, 15]
+    qkv[0], qkv[1:, 320:480] = _x(640), _x(2, 160)
+    values = torch.tensor([15.0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).repeat(3, 16)  # their codes again
+    qkv[:, 480:] = values
+    k = attention.norm_rope_exact(
+        qkv[:, 320:480].view(3, 2, 80).numpy(), cos.numpy(), sin.numpy(), None, 1e-6
+    )
     slots = np.array([3 * 16, 0 * 16 + 15, 1 * 16 + 15])
-    want = attention.append_exact(caches, k, values.view(3, 2, 10).numpy(), slots, 1.0, 2)
-    out = _mean_values(want, [n + 1 for n in lengths]).reshape(3, 40)
+    want = attention.append_exact(caches, k, values.view(3, 2, 80).numpy(), slots, 1.0, 2)
+    out = _mean_values(want, [n + 1 for n in lengths]).reshape(3, 320)
     args = (qkv, cos, sin, 4, 2, *tensors, _TABLE, torch.tensor(lengths, dtype=torch.int32), 0.25)
     yield (*args, None, None, 1e-6, 1.0, 2), (out, *want.arrays())
 
