@@ -8,8 +8,8 @@ import pytest
 import torch
 from lowbit.nn import Fp4Linear, Int4Linear, Int8Linear, QuantizedLinear, StaticInt4Linear, WeightOnlyLinear
 from lowbit.quantizers import IntegerScheme, gptq, rtn
-from lowbit.quantizers.calibration import fake_quantize
 from lowbit.quantizers.grid import INT4_FULL, INT8
+from lowbit.quantizers.stages import fake_quantize
 from lowbit.recipes import METHODS, Recipe
 from lowbit.transforms import (
     exact_logits,
@@ -111,8 +111,8 @@ def test_a_rotation_that_is_wrong_is_noticed(monkeypatch):
     module = __import__("sys").modules["lowbit.quantize"]
     real = module.rotate
 
-    def broken(layout, seed=0):
-        online = real(layout, seed)
+    def broken(layout, *how):
+        online = real(layout, *how)
         layout.layers[1].gate.weight.data[0] *= 1.3
         return online
 
