@@ -5,6 +5,7 @@ import json
 import lowbit
 import pytest
 import torch
+from lowbit.cli.quantize import report_lines
 from lowbit.integrations.hf import CacheHook, Int4Cache
 from lowbit.nn import Int4Linear, QuantizedLinear, StaticInt4Linear
 from lowbit.quantizers import mergequant, static
@@ -279,6 +280,20 @@ def test_a_checkpoint_that_lacks_the_prefix_is_refused(tmp_path):
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(ValueError, match=r"model.lowbit_prefix: expected .* got nothing \(missing tensor\)"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_the_command_line_sums_the_report_up():
+    report = [
+        {"layer": "0.mlp.up_proj", "static": True, "codes": 60, "inputs": 48, "rank": 0},
+        {"layer": "1.mlp.up_proj", "static": True, "codes": 48, "inputs": 48, "rank": 2},
+        {"layer": "0.mlp.down_proj", "static": False, "codes": 80, "inputs": 80},
+    ]
+    assert report_lines(report) == [
+        "mlp.up_proj: static in 2 of 2 layers, 1.125 codes per input, rank 2",
+        "mlp.down_proj: static in 0 of 1 layers",
+    ]
+    real = report_lines(quantised().quantization_report)
+    assert len(real) == 7 and real[0].startswith("self_attn.q_proj: static in 2 of 2 layers, 1.000 codes")
 
 
 # ---- the exact first token ----

@@ -38,7 +38,7 @@ class Recipe:
     static_channels: bool = False  # MergeQuant: static steps per input channel, folded into norms and weights
     static_sites: str = "best"  # of it: "norm" = linears behind norms, "all", or "best" = also where it helps
     split: float | None = None  # of it: channels beyond this many medians are split into copies
-    split_growth: float = 0.1  # of it: by how much the copies may widen a layer
+    split_growth: float = 0.12  # of it: by how much the copies may widen a layer
     dither: bool = True  # of it: copies round at different places
     prune: bool = False  # of it: as many channels are dropped as copies are added
     migrate_values: bool = False  # of it: o_proj's steps go into v_proj's output channels

@@ -12,8 +12,8 @@ from ...recipes import Recipe
 
 QUANT_METHOD = "lowbit"
 LAYER_TYPES = {
-    "int4": Int4Linear, "int8": Int8Linear, "weight_only": WeightOnlyLinear, "fp4": Fp4Linear,
-    "static_int4": StaticInt4Linear,
+    "int4": Int4Linear, "int8": Int8Linear, "static_int4": StaticInt4Linear,
+    "weight_only": WeightOnlyLinear, "fp4": Fp4Linear,
 }  # fmt: skip
 _OPTION_TYPES = {  # of the layers' options
     "in_features": int, "out_features": int, "bias": bool, "activation_bits": int,
