@@ -1,4 +1,6 @@
-"""python -m bench linear | fp_gemm | hadamard | quantize: checks results, then times ours and the peers."""
+"""python -m bench linear | fp_gemm | hadamard | quantize | attention | layer | model: checks results, then
+times ours and the peers.
+"""
 
 import argparse
 import sys
@@ -6,9 +8,29 @@ from collections.abc import Sequence
 
 import torch
 
-from . import cuda_fp_gemm, cuda_linear, cuda_rows, fp_gemm, hadamard, linear, quantize, report
+from . import (
+    attention,
+    cuda_fp_gemm,
+    cuda_linear,
+    cuda_rows,
+    fp_gemm,
+    hadamard,
+    layer,
+    linear,
+    model,
+    quantize,
+    report,
+)
 
-_BENCHES = {"linear": linear, "fp_gemm": fp_gemm, "hadamard": hadamard, "quantize": quantize}
+_BENCHES = {
+    "linear": linear,
+    "fp_gemm": fp_gemm,
+    "hadamard": hadamard,
+    "quantize": quantize,
+    "layer": layer,
+    "model": model,
+    "attention": attention,
+}
 _CUDA = {
     "linear": (cuda_linear.run, {"shapes": "all", "rows": list(cuda_linear.ROWS)}),
     "fp_gemm": (
@@ -44,12 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             choices=("cpu", "cuda", "proxy"),
             help="cuda: the GPU bench; proxy: its code on the CPU (default: %(default)s)",
         )
-        if device != "cpu":
+        if device != "cpu" and name in _CUDA:
             p.set_defaults(slice=0.003, **_CUDA[name][1])
         p.add_argument("--json", metavar="FILE", help="write the run; a bare name goes to bench/results/")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device cuda: torch {torch.__version__} sees no GPU")
+    if options.device != "cpu" and options.bench not in _CUDA:
+        parser.error(f"{options.bench}: expected --device cpu, got {options.device}")
     if options.threads < 1 or options.rounds < 1 or not options.slice > 0:
         parser.error("--threads, --rounds and --slice must be positive")
     torch.set_num_threads(options.threads)

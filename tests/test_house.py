@@ -126,7 +126,7 @@ def test_depth():
 
 
 def test_the_oracle_stands_alone():
-    for name in ("cases", "codec", "compare", "hadamard", "ops"):
+    for name in ("cases", "codec", "compare", "fused", "hadamard", "ops"):
         text = (ROOT / f"tests/oracle/{name}.py").read_text()
         found = re.findall(r"^\s*(?:import|from)\s+(\S+)", text, re.MULTILINE)
         assert not [n for n in found if n.split(".")[0] in ("lowbit", "torch")], name

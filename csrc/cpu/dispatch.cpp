@@ -13,6 +13,8 @@ namespace lowbit::cpu {
   void add_int_gemm(Kernels&);          \
   void add_fp_gemm(Kernels&);           \
   void add_kv_cache(Kernels&);          \
+  void add_fused_rows(Kernels&);        \
+  void add_attention(Kernels&);         \
   static const Kernels* kernels() {     \
     static const Kernels table = [] {   \
       Kernels k{};                      \
@@ -20,6 +22,8 @@ namespace lowbit::cpu {
       add_quantize(k), add_hadamard(k); \
       add_int_gemm(k), add_fp_gemm(k);  \
       add_kv_cache(k);                  \
+      add_fused_rows(k);                \
+      add_attention(k);                 \
       return k;                         \
     }();                                \
     return &table;                      \

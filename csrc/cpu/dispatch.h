@@ -122,6 +122,85 @@ struct Kv4Params {
   uint16_t* params;  // fp16 [rows, 2]: scale, zero
 };
 
+// How n values of a row become k codes: picked by index, times inverse_step, minus shift, rounded.
+struct RowCodesParams {
+  int64_t k;
+  const int32_t* index;       // [k] in 0..n-1, or null: k = n
+  const float* inverse_step;  // [k] or null
+  const float* shift;         // [k] or null
+  int bits;                   // 4: nibbles [rows, ceil(k / 2)]; 8: int8 [rows, k]
+  bool static_scale;          // else per token, as QuantizeParams
+  float clip;                 // per token only
+  void* q;
+  float* scale;  // [rows]; static: null, or set to NaN for rows with NaN or infinity, else 1
+};
+
+// A fused row op. The values of a row of x [rows, n] are x, normalised x, or activation(gate) * up.
+struct FusedRowsParams {
+  const void* x;  // gated: [rows, 2 n], a row's gates before its ups
+  DType dtype;    // of x, residual and sum
+  int64_t n;
+  // rms_norm_quantize: (s[index[j]] / rms(s)) * (weight[j] + gain_offset) with s = x (+ residual, kept as
+  // sum)
+  const void* residual;  // [rows, n] or null
+  void* sum;             // [rows, n] with residual
+  const float* weight;   // [k]
+  float eps, gain_offset;
+  bool gelu;  // gated_quantize: gelu_tanh instead of silu
+  // the others: Hadamard of the values, as QuantizeParams
+  int64_t order, two;
+  const MixTable* mix;
+  RowCodesParams codes;
+};
+
+// The paged INT4 cache of one layer: codes [pages, kv_heads, page, ceil(d / 2)], fp16 params [..., 2]. Token
+// `slot` is in page slot / page, at slot % page.
+struct Kv4Pages {
+  uint8_t *key_codes, *value_codes;
+  uint16_t *key_params, *value_params;
+  int64_t pages, kv_heads, page, d;
+};
+
+// Quantises keys and values into their slots. Rows are heads of tokens.
+struct Kv4AppendParams {
+  Kv4Pages cache;
+  DType dtype;
+  const void *key, *value;  // [T, kv_heads, d]
+  const int64_t* slots;     // [T], negative: skipped
+  int64_t key_block;        // keys are transformed in blocks of this first; 1: not
+  float key_scale, clip;
+};
+
+// RMSNorm of each q and k head, RoPE of the first `rotary` elements, one rounding to dtype; k and v are
+// appended.
+struct Kv4RopeParams {
+  Kv4AppendParams append;  // without key and value
+  const void* qkv;         // [T, (heads + 2 kv_heads) d]; the rows are its heads
+  int64_t heads, rotary;
+  const float *cos, *sin;        // [T, rotary]
+  const float *q_norm, *k_norm;  // [d] or null: no norm
+  float eps;
+  bool transform_q;  // q gets the transform of the keys
+  void *q, *k, *v;   // [T, heads, d], [T, kv_heads, d]; k and v may be null
+};
+
+// Attention of one query token per sequence. A sequence is cut into splits of kKvSplit tokens; every split
+// leaves a partial result, and merging them is a step of its own.
+constexpr int64_t kKvSplit = 256;
+struct Kv4AttentionParams {
+  Kv4Pages cache;
+  DType dtype;
+  int64_t batch, heads;
+  const void* q;               // [batch, heads, d]
+  void* y;                     // the same
+  const int32_t* block_table;  // [batch, max_pages]
+  int64_t max_pages;
+  const int64_t* tokens;       // [batch]
+  const int64_t* first_split;  // [batch + 1]: sequence b has splits first_split[b] .. first_split[b + 1]
+  float softmax_scale;
+  float* partial;  // kv4_partial_floats for every split and query head
+};
+
 struct Kernels {
   const char* name;
   // scratch: gives the floats of workspace that one thread needs
@@ -141,6 +220,16 @@ struct Kernels {
   void (*encode_fp)(const EncodeParams&, int64_t begin, int64_t end);
   void (*kv4_quantize_rows)(const Kv4Params&, int64_t row_begin, int64_t row_end);
   void (*kv4_dequantize_rows)(const Kv4Params&, int64_t row_begin, int64_t row_end);
+  int64_t (*fused_rows_scratch)(const FusedRowsParams&);
+  void (*static_rows)(const FusedRowsParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  void (*norm_rows)(const FusedRowsParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  void (*gated_rows)(const FusedRowsParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  void (*kv4_append_rows)(const Kv4AppendParams&, int64_t row_begin, int64_t row_end);
+  void (*kv4_rope_rows)(const Kv4RopeParams&, int64_t row_begin, int64_t row_end);
+  int64_t (*kv4_partial_floats)(const Kv4AttentionParams&);
+  // items are splits times kv_heads; rows are sequences times heads
+  void (*kv4_attend_items)(const Kv4AttentionParams&, int64_t item_begin, int64_t item_end);
+  void (*kv4_merge_rows)(const Kv4AttentionParams&, int64_t row_begin, int64_t row_end);
 };
 
 struct Isa {

@@ -297,25 +297,4 @@ static void fp_tiles(const FpGemmParams& p, int64_t begin, int64_t end) {
   }
 }
 
-static void encode_fp(const EncodeParams& p, int64_t begin, int64_t end) {
-  const auto run = [&](const auto* x) {
-    with_minifloat(p.format, [&](auto format) {
-      using F = decltype(format);
-      constexpr int64_t kBlock = 256;
-      alignas(64) float v[kBlock];
-      for (int64_t i = begin; i < end; i += kBlock) {
-        const int64_t count = end - i < kBlock ? end - i : kBlock;
-        for (int64_t j = 0; j < count; ++j) v[j] = to_float(x[i + j]);
-        if (p.ties_away)
-          for (int64_t j = 0; j < count; ++j) p.codes[i + j] = F::template encode<Ties::kAway>(v[j]);
-        else
-          for (int64_t j = 0; j < count; ++j) p.codes[i + j] = F::template encode<Ties::kEven>(v[j]);
-      }
-    });
-  };
-  if (p.dtype == DType::f32) run(static_cast<const float*>(p.x));
-  if (p.dtype == DType::bf16) run(static_cast<const bf16*>(p.x));
-  if (p.dtype == DType::f16) run(static_cast<const f16*>(p.x));
-}
-
 }  // namespace lowbit::cpu::LOWBIT_ISA

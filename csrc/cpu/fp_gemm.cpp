@@ -9,7 +9,6 @@ void add_fp_gemm(Kernels& k) {
   k.fp_prefers_split = fp_prefers_split;
   k.fp_pack = fp_pack;
   k.fp_tiles = fp_tiles;
-  k.encode_fp = encode_fp;
 }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -170,4 +170,31 @@ static inline void quantize_fp4_rows(const QuantizeFp4Params& p, int64_t begin, 
   if (p.x_dtype == DType::f16) quantize_fp4_typed<f16>(p, begin, end);
 }
 
+// ---- codes of a minifloat, one per byte ----
+
+// Registers do ties to even; NaN, which they do not know, and what does not fill a register goes one by one.
+template <class F, Ties kTies, class T>
+static void encode_run(const T* x, uint8_t* codes, int64_t n) {
+  for (int64_t i = 0; i < n; i += kFp4Block) {
+    const int64_t count = n - i < kFp4Block ? n - i : kFp4Block;
+    int64_t j = i;
+    if (kTies == Ties::kEven && uint32_t(max_abs(x + i, count)) <= 0x7f800000u)
+      for (; j + kLanes <= i + count; j += kLanes) store_u8(codes + j, encode<F>(load(x + j)));
+    for (; j < i + count; ++j) codes[j] = F::template encode<kTies>(to_float(x[j]));
+  }
+}
+
+static inline void encode_fp(const EncodeParams& p, int64_t begin, int64_t end) {
+  const auto run = [&](const auto* x) {
+    with_minifloat(p.format, [&](auto format) {
+      using F = decltype(format);
+      if (p.ties_away) encode_run<F, Ties::kAway>(x + begin, p.codes + begin, end - begin);
+      else encode_run<F, Ties::kEven>(x + begin, p.codes + begin, end - begin);
+    });
+  };
+  if (p.dtype == DType::f32) run(static_cast<const float*>(p.x));
+  if (p.dtype == DType::bf16) run(static_cast<const bf16*>(p.x));
+  if (p.dtype == DType::f16) run(static_cast<const f16*>(p.x));
+}
+
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -8,6 +8,7 @@ void add_quantize(Kernels& k) {
   k.quantize_scratch = quantize_scratch;
   k.quantize_rows = quantize_rows;
   k.quantize_fp4_rows = quantize_fp4_rows;
+  k.encode_fp = encode_fp;
 }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -48,6 +48,15 @@ static inline V set1(float x) { return _mm256_set1_ps(x); }
 static inline V add(V a, V b) { return _mm256_add_ps(a, b); }
 static inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
 static inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
+static inline V div(V a, V b) { return _mm256_div_ps(a, b); }
+static inline V round_even(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline V times_power(V p, V n) {
+  const __m256i shifted = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), shifted));
+}
+static inline V pair_sums(V a, V b) {
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_hadd_ps(a, b)), 0xD8));
+}
 static inline V min(V a, V b) { return _mm256_min_ps(b, a); }
 static inline V max(V a, V b) { return _mm256_max_ps(b, a); }
 static inline float lane_min(V a) {
@@ -92,7 +101,7 @@ static inline int32_t lane_max_bits(I a) {
   return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xB1)));
 }
 static inline V to_codes(V x, V inv, V lo, V hi) {
-  return _mm256_round_ps(min(max(mul(x, inv), lo), hi), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return round_even(min(max(mul(x, inv), lo), hi));
 }
 static inline void store_i8(int8_t* p, V codes) {
   const __m256i i = _mm256_cvtps_epi32(codes);
@@ -337,5 +346,43 @@ static inline void add_scaled(float* sum, const Wide& acc, const Wide& scale) {
 static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) { return bf16_to_float(x.bits); }
 static inline float to_float(f16 x) { return fp16_to_float(x.bits); }
+
+// ---- attention over 4-bit keys and values ----
+
+// kLanes pairs of fp16, taken apart
+static inline void load_pairs(const uint16_t* p, V& first, V& second) {
+  Split s;
+  arrange(from_fp16(load_half(p)), s);
+  first = s.even, second = s.odd;
+}
+// 64 nibbles as 16 words of four. A Split has one float per word.
+struct Words {
+  __m256i even, odd;
+};
+static inline Words load_words(const uint8_t* p) {
+  const __m256i w = load_half(p);
+  return {w, _mm256_srli_epi32(w, 16)};
+}
+// nibble j of every word, times 16^j: the multiplicand carries 16^-j, and no shift is needed
+static inline Split nibbles(const Words& w, int j) {
+  const __m256i mask = _mm256_set1_epi32(15 << (4 * j));
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(w.even, mask)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(w.odd, mask))};
+}
+static inline Split no_split() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+static inline Split load_split(const float* p) { return {load(p), load(p + 8)}; }
+static inline void store_split(float* p, const Split& s) { store(p, s.even), store(p + 8, s.odd); }
+static inline void multiply_add(Split& acc, const Split& a, const Split& b) {
+  acc.even = _mm256_fmadd_ps(a.even, b.even, acc.even);
+  acc.odd = _mm256_fmadd_ps(a.odd, b.odd, acc.odd);
+}
+// the sixteen lanes of each of four, neighbours first: ((v0 + v1) + (v2 + v3)) + ...
+static inline void lane_sums(const Split (&s)[4], float* sums) {
+  const __m256 ab = _mm256_hadd_ps(add(s[0].even, s[0].odd), add(s[1].even, s[1].odd));
+  const __m256 cd = _mm256_hadd_ps(add(s[2].even, s[2].odd), add(s[3].even, s[3].odd));
+  const __m256 t = _mm256_hadd_ps(ab, cd);
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1)));
+}
+constexpr int kKvNibbles[5] = {0, 4, 2, 2, 1};  // of a word at a time, by heads: what 16 registers hold
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -58,6 +58,19 @@ static inline V set1(float x) { return _mm512_set1_ps(x); }
 static inline V add(V a, V b) { return _mm512_add_ps(a, b); }
 static inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
 static inline V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+static inline V div(V a, V b) { return _mm512_div_ps(a, b); }
+static inline V round_even(V a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline V times_power(V p, V n) {
+  const __m512i shifted = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), shifted));
+}
+static inline V pair_sums(V a, V b) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return _mm512_add_ps(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b));
+}
 static inline V min(V a, V b) { return _mm512_min_ps(b, a); }
 static inline V max(V a, V b) { return _mm512_max_ps(b, a); }
 static inline float lane_min(V a) {
@@ -103,7 +116,7 @@ static inline int32_t lane_max_bits(I a) {
   return m;
 }
 static inline V to_codes(V x, V inv, V lo, V hi) {
-  return _mm512_roundscale_ps(min(max(mul(x, inv), lo), hi), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return round_even(min(max(mul(x, inv), lo), hi));
 }
 static inline void store_i8(int8_t* p, V codes) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(codes)));
@@ -245,5 +258,39 @@ static inline void add_scaled(float* sum, const Wide& acc, const Wide& scale) {
 static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) { return bf16_to_float(x.bits); }
 static inline float to_float(f16 x) { return fp16_to_float(x.bits); }
+
+// ---- attention over 4-bit keys and values ----
+
+// kLanes pairs of fp16, taken apart
+static inline void load_pairs(const uint16_t* p, V& first, V& second) {
+  const __m512i w = load512(p);
+  first = load_fp16(_mm512_cvtepi32_epi16(w));
+  second = load_fp16(_mm512_cvtepi32_epi16(_mm512_srli_epi32(w, 16)));
+}
+// 64 nibbles as 16 words of four. A Split has one float per word.
+using Words = __m512i;
+static inline Words load_words(const uint8_t* p) { return _mm512_cvtepu16_epi32(load256(p)); }
+// nibble j of every word, times 16^j: the multiplicand carries 16^-j, and no shift is needed
+static inline Split nibbles(const Words& w, int j) {
+  return _mm512_cvtepi32_ps(_mm512_and_si512(w, _mm512_set1_epi32(15 << (4 * j))));
+}
+static inline Split no_split() { return _mm512_setzero_ps(); }
+static inline Split load_split(const float* p) { return load(p); }
+static inline void store_split(float* p, const Split& s) { store(p, s); }
+static inline void multiply_add(Split& acc, const Split& a, const Split& b) {
+  acc = _mm512_fmadd_ps(a, b, acc);
+}
+static inline __m256 halves(const Split& s) {
+  return _mm256_hadd_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+}
+// the sixteen lanes of each of four, neighbours first: ((v0 + v1) + (v2 + v3)) + ...
+static inline void lane_sums(const Split (&s)[4], float* sums) {
+  const __m256 ab = _mm256_hadd_ps(halves(s[0]), halves(s[1])),
+               cd = _mm256_hadd_ps(halves(s[2]), halves(s[3]));
+  const __m128 pairs_ab = _mm_add_ps(_mm256_castps256_ps128(ab), _mm256_extractf128_ps(ab, 1));
+  const __m128 pairs_cd = _mm_add_ps(_mm256_castps256_ps128(cd), _mm256_extractf128_ps(cd, 1));
+  _mm_storeu_ps(sums, _mm_hadd_ps(pairs_ab, pairs_cd));
+}
+constexpr int kKvNibbles[5] = {0, 4, 4, 4, 4};  // of a word at a time, by heads
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -29,6 +29,14 @@ static inline V set1(float x) { return x; }
 static inline V add(V a, V b) { return a + b; }
 static inline V sub(V a, V b) { return a - b; }
 static inline V mul(V a, V b) { return a * b; }
+static inline V div(V a, V b) { return a / b; }
+static inline V round_even(V a) { return std::nearbyint(a); }
+// p * 2^n for integers n where the result is a normal number; a NaN stays one
+static inline V times_power(V p, V n) {
+  return n == n ? bits_float(float_bits(p) + (uint32_t(int32_t(n)) << 23)) : p;
+}
+// sums of neighbours: a[0] + a[1], a[2] + a[3], ..., b[0] + b[1], ...
+static inline V pair_sums(V a, V b) { return a + b; }
 static inline V min(V a, V b) { return b < a ? b : a; }
 static inline V max(V a, V b) { return b > a ? b : a; }
 static inline V lane_min(V a) { return a; }
@@ -48,7 +56,7 @@ static inline I max_abs_bits(I acc, V x) {
 }
 static inline int32_t lane_max_bits(I a) { return a; }
 // codes = rint(x * inv) clamped to [lo, hi]
-static inline V to_codes(V x, V inv, V lo, V hi) { return std::nearbyint(min(max(x * inv, lo), hi)); }
+static inline V to_codes(V x, V inv, V lo, V hi) { return round_even(min(max(x * inv, lo), hi)); }
 static inline void store_i8(int8_t* p, V codes) { *p = int8_t(codes); }
 // codes of a Minifloat; never of NaN
 template <class F>
@@ -201,5 +209,42 @@ static inline void add_scaled(float* sum, const Wide& acc, const Wide& scale) {
 static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) { return bf16_to_float(x.bits); }
 static inline float to_float(f16 x) { return fp16_to_float(x.bits); }
+
+// ---- attention over 4-bit keys and values ----
+
+// kLanes pairs of fp16, taken apart
+static inline void load_pairs(const uint16_t* p, V& first, V& second) {
+  first = fp16_to_float(p[0]), second = fp16_to_float(p[1]);
+}
+// 64 nibbles as 16 words of four. A Split has one float per word.
+struct Words {
+  uint16_t v[16];
+};
+static inline Words load_words(const uint8_t* p) {
+  Words w;
+  for (int i = 0; i < 16; ++i) w.v[i] = uint16_t(p[2 * i] | (p[2 * i + 1] << 8));
+  return w;
+}
+// nibble j of every word, times 16^j: the multiplicand carries 16^-j, and no shift is needed
+static inline Split nibbles(const Words& w, int j) {
+  return each_wide([&](int i) { return float(w.v[i] & (15 << (4 * j))); });
+}
+static inline Split no_split() { return Split{}; }
+static inline Split load_split(const float* p) { return load_wide(p); }
+static inline void store_split(float* p, const Split& s) { store_wide(p, s); }
+static inline void multiply_add(Split& acc, const Split& a, const Split& b) {
+  for (int i = 0; i < 16; ++i) acc.v[i] = std::fma(a.v[i], b.v[i], acc.v[i]);
+}
+// the sixteen lanes of each of four, neighbours first: ((v0 + v1) + (v2 + v3)) + ...
+static inline void lane_sums(const Split (&s)[4], float* sums) {
+  for (int k = 0; k < 4; ++k) {
+    float v[16];
+    memcpy(v, s[k].v, sizeof(v));
+    for (int n = 8; n; n /= 2)
+      for (int i = 0; i < n; ++i) v[i] = v[2 * i] + v[2 * i + 1];
+    sums[k] = v[0];
+  }
+}
+constexpr int kKvNibbles[5] = {0, 4, 4, 4, 4};  // of a word at a time, by heads
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -199,10 +199,10 @@ inline bool checked_mode() {
   return on;
 }
 
-inline void check_finite(const float* scale, int64_t rows, const char* op) {
+inline void check_finite(const float* scale, int64_t rows, const char* op, const char* arg = "x") {
   if (!checked_mode()) return;
   for (int64_t i = 0; i < rows; ++i)
-    check(scale[i] == scale[i], op, ": x has NaN or infinity in row ", i,
+    check(scale[i] == scale[i], op, ": ", arg, " has NaN or infinity in row ", i,
           ", expected finite values (LOWBIT_CHECKED)");
 }
 

@@ -7,14 +7,18 @@ namespace {
 
 Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, const OptTensor& x_scale_in,
                       const Tensor& weight, const Tensor& w_scale, const OptTensor& group_scale,
-                      const OptTensor& bias, std::optional<ScalarType> out_dtype) {
+                      const OptTensor& bias, std::optional<ScalarType> out_dtype, const OptTensor& residual,
+                      const OptTensor& low_rank, const OptTensor& low_rank_up) {
   const bool packed = check_codes(op, int8_weight, x_in, weight);
   check_same_device(op, {"x_q", x_in},
                     {{"x_scale", x_scale_in},
                      {"weight", weight},
                      {"w_scale", w_scale},
                      {"group_scale", group_scale},
-                     {"bias", bias}});
+                     {"bias", bias},
+                     {"residual", residual},
+                     {"low_rank", low_rank},
+                     {"low_rank_up", low_rank_up}});
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x_q");
   const int64_t k = packed ? 2 * rows.length : rows.length;
@@ -23,7 +27,9 @@ Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, cons
   if (x_scale) call.p.x_scale = static_cast<const float*>(x_scale->const_data_ptr());
   const ScalarType out = out_dtype.value_or(ScalarType::Float);
   const DType dtype = float_dtype(out, op, "out_dtype");
-  Tensor y = empty_cuda(output_shape(x, call.layer.n), out, call.on.device.index);
+  const Shape shape = output_shape(x, call.layer.n);
+  call.add(Addends(op, shape, out, residual, low_rank, low_rank_up));
+  Tensor y = empty_cuda(shape, out, call.on.device.index);
 
   const gemm::Codes codes = gemm::codes_for(call.kind, packed ? 4 : 8, call.on.device.sm);
   call.bring_codes(x, rows, packed ? quant::Codes::kPacked4 : quant::Codes::kInt8, codes);
@@ -32,18 +38,23 @@ Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, cons
 }
 
 Tensor int4_linear(const Tensor& x_q, const OptTensor& x_scale, const Tensor& weight, const Tensor& w_scale,
-                   const OptTensor& group_scale, const OptTensor& bias, std::optional<ScalarType> out_dtype) {
-  return integer_linear("int4_linear", false, x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype);
+                   const OptTensor& group_scale, const OptTensor& bias, std::optional<ScalarType> out_dtype,
+                   const OptTensor& residual, const OptTensor& low_rank, const OptTensor& low_rank_up) {
+  return integer_linear("int4_linear", false, x_q, x_scale, weight, w_scale, group_scale, bias, out_dtype,
+                        residual, low_rank, low_rank_up);
 }
 
 Tensor int8_linear(const Tensor& x_q, const OptTensor& x_scale, const Tensor& weight, const Tensor& w_scale,
-                   const OptTensor& bias, std::optional<ScalarType> out_dtype) {
-  return integer_linear("int8_linear", true, x_q, x_scale, weight, w_scale, std::nullopt, bias, out_dtype);
+                   const OptTensor& bias, std::optional<ScalarType> out_dtype, const OptTensor& residual,
+                   const OptTensor& low_rank, const OptTensor& low_rank_up) {
+  return integer_linear("int8_linear", true, x_q, x_scale, weight, w_scale, std::nullopt, bias, out_dtype,
+                        residual, low_rank, low_rank_up);
 }
 
 Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_scale,
                       const OptTensor& group_scale, const OptTensor& bias, int64_t activation_bits,
-                      double clip, std::optional<int64_t> hadamard_block, const OptTensor& shift_in) {
+                      double clip, std::optional<int64_t> hadamard_block, const OptTensor& shift_in,
+                      const OptTensor& residual) {
   constexpr const char* op = "dynamic_linear";
   check_quantiser(op, activation_bits, clip);
   const DType dtype = float_dtype(x_in.scalar_type(), op, "x");
@@ -52,12 +63,15 @@ Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_
                      {"w_scale", w_scale},
                      {"group_scale", group_scale},
                      {"bias", bias},
-                     {"shift", shift_in}});
+                     {"shift", shift_in},
+                     {"residual", residual}});
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x");
   CudaLayer call(op, x, rows.count, rows.length, weight, w_scale, group_scale, bias);
   const OptTensor shift = check_shift(op, shift_in, rows.length);
-  Tensor y = empty_cuda(output_shape(x, call.layer.n), x_in.scalar_type(), call.on.device.index);
+  const Shape shape = output_shape(x, call.layer.n);
+  call.add(Addends(op, shape, x_in.scalar_type(), residual));
+  Tensor y = empty_cuda(shape, x_in.scalar_type(), call.on.device.index);
 
   const gemm::Codes codes = gemm::codes_for(call.kind, int(activation_bits), call.on.device.sm);
   quant::Output to{};

@@ -29,6 +29,7 @@ struct CudaLayer {
   LinearLayer layer;
   gemm::Weight kind;
   gemm::Params p{};
+  gemm::Addends addends{};
   std::vector<Tensor> kept;  // alive until the launch
 
   CudaLayer(const char* op, const Tensor& x, int64_t m, int64_t k, const Tensor& weight,
@@ -84,6 +85,14 @@ struct CudaLayer {
     }
   }
 
+  void add(const Addends& a) {
+    if (a.residual) addends.residual = keep<char>(*a.residual);
+    if (!a.rank) return;
+    check(a.rank < (int64_t(1) << 31), op, ": expected a rank below 2^31, got ", a.rank);
+    addends.rank = int32_t(a.rank);
+    addends.low_rank = keep<float>(*a.low_rank), addends.low_rank_up = keep<float>(*a.low_rank_up);
+  }
+
   void run(Tensor& y, DType dtype, gemm::Codes codes) {
     if (!layer.m || !layer.n) return;
     p.y = y.mutable_data_ptr(), p.out = dtype;
@@ -97,7 +106,7 @@ struct CudaLayer {
       kept.push_back(tickets);
       p.tickets = static_cast<uint32_t*>(tickets.mutable_data_ptr());
     }
-    check_cuda(gemm::run(p, c, kind, codes, on.device, on.stream), op);
+    check_cuda(gemm::run(p, addends, c, kind, codes, on.device, on.stream), op);
   }
 };
 

@@ -24,6 +24,17 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "dynamic_linear(Tensor x, Tensor weight, Tensor w_scale, Tensor? group_scale=None, Tensor? bias=None, "
       "int activation_bits=8, float clip=1.0, int? hadamard_block=None, Tensor? shift=None, "
       "Tensor? residual=None) -> Tensor");
+  m.def(
+      "quantize_static(Tensor x, int bits, Tensor? inverse_step=None, Tensor? shift=None, "
+      "Tensor? index=None, int? hadamard_block=None) -> Tensor");
+  m.def(
+      "rms_norm_quantize(Tensor x, Tensor weight, float eps, int bits, Tensor? residual=None, "
+      "Tensor? index=None, Tensor? shift=None, bool static_scale=False, float clip=1.0, "
+      "float gain_offset=0.0) -> (Tensor q, Tensor scale, Tensor sum)");
+  m.def(
+      "gated_quantize(Tensor gate_up, int bits, str activation=\"silu\", int? hadamard_block=None, "
+      "Tensor? inverse_step=None, Tensor? shift=None, Tensor? index=None, bool static_scale=False, "
+      "float clip=1.0) -> (Tensor q, Tensor scale)");
   m.def("encode_fp(Tensor x, str format, bool ties_away=False) -> Tensor");
   m.def("prepack_fp_weight(Tensor weight_packed, str format, int k) -> Tensor");
   m.def("prepack_fp_group_scale(Tensor group_scale) -> Tensor");
@@ -32,12 +43,26 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "Tensor? bias=None) -> Tensor");
   m.def(
       "quantize_fp4(Tensor x, str format, Tensor? scale=None, Tensor? exponent=None, float clip=1.0) -> "
-      "(Tensor, "
-      "Tensor)");
+      "(Tensor, Tensor)");
   m.def(
       "fp4_linear(Tensor x_q, str x_format, Tensor? x_scale, Tensor weight, str w_format, Tensor w_scale, "
-      "Tensor? "
-      "bias=None, ScalarType? out_dtype=None) -> Tensor");
+      "Tensor? bias=None, ScalarType? out_dtype=None) -> Tensor");
   m.def("kv4_quantize(Tensor x, float clip=1.0) -> (Tensor, Tensor)");
   m.def("kv4_dequantize(Tensor packed, Tensor params, ScalarType? dtype=None, int? d=None) -> Tensor");
+  m.def(
+      "kv4_append(Tensor key, Tensor value, Tensor slots, Tensor(a!) key_codes, Tensor(b!) key_params, "
+      "Tensor(c!) value_codes, Tensor(d!) value_params, float clip=1.0, int? key_block=None) -> ()");
+  m.def(
+      "kv4_rope_append(Tensor qkv, Tensor cos, Tensor sin, int heads, int kv_heads, Tensor slots, "
+      "Tensor(a!) key_codes, Tensor(b!) key_params, Tensor(c!) value_codes, Tensor(d!) value_params, "
+      "Tensor? q_norm=None, Tensor? k_norm=None, float eps=1e-6, float clip=1.0, int? key_block=None) -> "
+      "(Tensor q, Tensor k, Tensor v)");
+  m.def(
+      "kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value_codes, Tensor value_params, "
+      "Tensor block_table, Tensor lengths, float softmax_scale) -> Tensor");
+  m.def(
+      "kv4_attend(Tensor qkv, Tensor cos, Tensor sin, int heads, int kv_heads, Tensor(a!) key_codes, "
+      "Tensor(b!) key_params, Tensor(c!) value_codes, Tensor(d!) value_params, Tensor block_table, "
+      "Tensor lengths, float softmax_scale, Tensor? q_norm=None, Tensor? k_norm=None, float eps=1e-6, "
+      "float clip=1.0, int? key_block=None) -> Tensor");
 }

@@ -73,6 +73,7 @@ LOWBIT_DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 LOWBIT_DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
 LOWBIT_DEVICE float sub_rn(float a, float b) { return __fsub_rn(a, b); }
 LOWBIT_DEVICE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+LOWBIT_DEVICE float rcp_rn(float a) { return __frcp_rn(a); }
 LOWBIT_DEVICE float sqrt_rn(float a) { return __fsqrt_rn(a); }
 LOWBIT_DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 LOWBIT_DEVICE float max_f32(float a, float b) { return fmaxf(a, b); }
@@ -86,6 +87,7 @@ LOWBIT_DEVICE float mul_rn(float a, float b) { return a * b; }
 LOWBIT_DEVICE float add_rn(float a, float b) { return a + b; }
 LOWBIT_DEVICE float sub_rn(float a, float b) { return a - b; }
 LOWBIT_DEVICE float div_rn(float a, float b) { return a / b; }
+LOWBIT_DEVICE float rcp_rn(float a) { return 1.f / a; }
 LOWBIT_DEVICE float sqrt_rn(float a) { return emu::sqrt_rn(a); }
 LOWBIT_DEVICE float fma_rn(float a, float b, float c) { return emu::fma_rn(a, b, c); }
 LOWBIT_DEVICE float max_f32(float a, float b) { return emu::max_f32(a, b); }

@@ -20,6 +20,13 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH
     __version__ = "0.0.0+source"
 
 if importlib.util.find_spec("transformers") is not None:
-    from .integrations import hf as _hf  # noqa: F401  registers the quantizer
+    from .integrations.hf import fuse, unfuse  # importing it registers the quantizer
+else:
 
-__all__ = ["Recipe", "build_info", "nn", "ops", "quantize", "recipes"]
+    def fuse(*_args: object, **_kwargs: object) -> object:
+        """Needs transformers; see `lowbit.integrations.hf.fuse`."""
+        raise ImportError("fuse: needs transformers: pip install 'lowbit[hf]'")
+
+    unfuse = fuse
+
+__all__ = ["Recipe", "build_info", "fuse", "nn", "ops", "quantize", "recipes", "unfuse"]

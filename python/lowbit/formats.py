@@ -14,6 +14,10 @@ A quantised linear layer of N outputs and K inputs is stored as
     input_shift         fp32  [K]              static mean of the input (only with a mean shift)
     input_scale         fp32  [1]              static scale of the activation (FP4 layers that have one)
     input_exponent      int8  [K]              input k is multiplied by 2^exponent[k] first (the same)
+    input_index         int32 [K]              stored input k is the layer's input index[k] (static layers)
+    input_inverse_step  fp32  [K]              static steps: stored input k is divided by its step (the same)
+    low_rank_down       fp32  [r, K]           what is added to the weight, up @ down (the same)
+    low_rank_up         fp32  [N, r]
 
 so that weight[n, k] = weight_scale[n] * weight_group_scale[n, k // group_size] * value(code[n, k]). Codes of
 4 bits lie two to a byte, low nibble = even k, int4 as value + 8 (the bytes of compressed-tensors'
@@ -113,11 +117,13 @@ def meta_tensor(format_id: int, n: int, k: int, group_size: int | None) -> Tenso
 def layer_tensors(
     format_id: int, n: int, k: int, group_size: int | None, mean_shift: bool = False,
     scale_format: str | None = None, input_scale: bool = False, input_exponent: bool = False,
+    input_index: bool = False, input_step: bool = False, rank: int = 0,
 ) -> dict:
     """Name -> (dtype, shape) of every tensor of the layer except the bias.
 
     scale_format: what the scales of groups are: "e8m0", "fp16", or None for the integers of integer layers.
-    mean_shift, input_scale, input_exponent: whether the layer has these tensors.
+    mean_shift, input_scale, input_exponent, input_index, input_step: whether the layer has these tensors.
+    rank: of the compensation, 0 = none.
     """
     if format_id == INT8:
         tensors = {"weight_int8": (torch.int8, (n, k))}
@@ -133,6 +139,13 @@ def layer_tensors(
         tensors["input_scale"] = (torch.float32, (1,))
     if input_exponent:
         tensors["input_exponent"] = (torch.int8, (k,))
+    if input_index:
+        tensors["input_index"] = (torch.int32, (k,))
+    if input_step:
+        tensors["input_inverse_step"] = (torch.float32, (k,))
+    if rank:
+        tensors["low_rank_down"] = (torch.float32, (rank, k))
+        tensors["low_rank_up"] = (torch.float32, (n, rank))
     return tensors
 
 
@@ -147,6 +160,9 @@ def validate_layer(
     scale_format: str | None = None,
     input_scale: bool = False,
     input_exponent: bool = False,
+    input_index: bool = False,
+    input_step: bool = False,
+    rank: int = 0,
 ) -> None:
     """Check the tensors of one layer; ValueError with one sentence naming the first that is wrong.
 
@@ -155,8 +171,9 @@ def validate_layer(
     """
     prefix = f"{name}." if name else ""
     expected = layer_tensors(
-        format_id, n, k, group_size, mean_shift, scale_format, input_scale, input_exponent
-    )
+        format_id, n, k, group_size, mean_shift, scale_format, input_scale, input_exponent, input_index,
+        input_step, rank,
+    )  # fmt: skip
     for key, (dtype, shape) in expected.items():
         t = tensors.get(key)
         if t is None:
@@ -169,8 +186,12 @@ def validate_layer(
     _check_positive(tensors["weight_scale"], f"{prefix}weight_scale")
     if group_size:
         _check_group_scale(tensors["weight_group_scale"], scale_format, f"{prefix}weight_group_scale")
-    if mean_shift and (bad := int((~torch.isfinite(tensors["input_shift"])).sum())):
-        raise ValueError(f"{prefix}input_shift: expected finite values, got {bad} that are not")
+    finite = ["input_shift"] * mean_shift + ["low_rank_down", "low_rank_up"] * (rank > 0)
+    for key in finite:
+        if bad := int((~torch.isfinite(tensors[key])).sum()):
+            raise ValueError(f"{prefix}{key}: expected finite values, got {bad} that are not")
+    if input_step:
+        _check_positive(tensors["input_inverse_step"], f"{prefix}input_inverse_step")
     if input_scale:
         _check_positive(tensors["input_scale"], f"{prefix}input_scale")
 

@@ -7,11 +7,20 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .nn import QuantizedLinear
-from .quantizers.calibration import build_module, calibrate
+from .nn import Int8Linear, QuantizedLinear
+from .quantizers.calibration import calibrate
 from .quantizers.choice import quantize_weights
+from .quantizers.stages import build_module
 from .recipes import Recipe
-from .transforms import DecoderLayout, OnlineHadamard, check_invariance, exact_logits, find_layout, rotate
+from .transforms import (
+    DecoderLayout,
+    OnlineHadamard,
+    check_invariance,
+    exact_logits,
+    find_layout,
+    rotate,
+    untie_embeddings,
+)
 
 _PROBE_TOKENS = 64
 
@@ -30,7 +39,8 @@ def quantize(
     over the layers.
 
     Rotated recipes need a pre-norm RMSNorm decoder (Llama, Mistral, Qwen2, Qwen3) and check that the rotation
-    left the logits alone. Embeddings and lm_head stay in floating point. Layers are processed one at a time.
+    left the logits alone. Embeddings stay in floating point, and lm_head unless `recipe.head_bits` says
+    otherwise. Layers are processed one at a time.
 
     Raises ValueError (TypeError for a wrong type) with one sentence, before the model is touched, for: an
     unknown recipe, calibration that is missing, empty, not integer or out of the vocabulary, a model without
@@ -40,23 +50,36 @@ def quantize(
     recipe = _recipe(recipe)
     linears = _linears(model)
     layout = None
-    if recipe.rotate or recipe.needs_calibration:
-        layout = find_layout(model, "rotation" if recipe.rotate else "calibration")
+    if recipe.rotate or recipe.needs_calibration or recipe.head_bits == 8:
+        needs = "calibration" if recipe.needs_calibration else "an 8-bit head"
+        layout = find_layout(model, "rotation" if recipe.rotate else needs)
     batches = _calibration(calibration, recipe, model)
     _check_weights(linears)
     training = model.training
     model.eval()
+    decisions: list[dict] = []
     with torch.no_grad():
         online = _rotate(layout, recipe, batches) if recipe.rotate else {}
         total = len(layout.layers) if recipe.needs_calibration else len(linears)
         with tqdm(total=total, desc=f"quantize {recipe.name}", disable=not progress) as bar:
             if recipe.needs_calibration:
-                calibrate(layout, recipe, batches, online, lambda: bar.update(1))
+                first = _prefix_ids(layout) if recipe.prefix else None
+                if first is not None:
+                    layout.decoder.register_buffer("lowbit_prefix", _prefix_cache(layout, first))
+                    batches = [torch.cat((first.expand(len(b), -1).to(b), b), 1) for b in batches]
+                tokens = 0 if first is None else first.shape[1]
+                decisions = calibrate(layout, recipe, batches, online, lambda: bar.update(1), tokens)
             else:
                 _round_all(model, linears, recipe, online, bar)
+        if recipe.head_bits == 8:
+            untie_embeddings(layout)
+            name = next(name for name, module in model.named_modules() if module is layout.head)
+            model.set_submodule(name, Int8Linear.from_linear(layout.head, activation_bits=8))
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.prepare()
+    if decisions:
+        model.quantization_report = decisions
     if hasattr(model, "config") and hasattr(model, "save_pretrained"):
         from .integrations.hf import attach
 
@@ -140,9 +163,24 @@ def _rotate(layout: DecoderLayout, recipe: Recipe, batches: list[Tensor]) -> dic
     before = exact_logits(layout, probe)
     if not bool(torch.isfinite(before).all()):
         raise ValueError("model: expected finite logits on the calibration tokens, got NaN or inf")
-    online = rotate(layout, recipe.seed)
+    online = rotate(layout, recipe.seed, recipe.rotate_residual)
     check_invariance(before, exact_logits(layout, probe))
     return online
+
+
+def _prefix_ids(layout: DecoderLayout) -> Tensor:
+    """int64 [1, 1]: the token that takes the massive activations of a first position upon itself."""
+    bos = layout.model.config.get_text_config().bos_token_id
+    return torch.tensor([[0 if bos is None else bos]], device=layout.embedding.weight.device)
+
+
+def _prefix_cache(layout: DecoderLayout, ids: Tensor) -> Tensor:
+    """[layers, 2, H, P, D]: keys and values that the model in floating point gives tokens ids [1, P]."""
+    from transformers import DynamicCache  # only models of transformers get here
+
+    cache = DynamicCache()
+    layout.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+    return torch.stack([torch.stack((layer.keys[0], layer.values[0])) for layer in cache.layers])
 
 
 def _round_all(

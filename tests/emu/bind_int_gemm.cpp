@@ -11,13 +11,13 @@ namespace py = pybind11;
 namespace {
 
 template <class C>
-void mma(const Params& p) {
-  gemm_mma<C>(p);
+void mma(const Params& p, const Addends& add) {
+  gemm_mma<C>(p, add);
 }
 
 template <class C>
-void wgmma(const Params& p) {
-  WgmmaParams params{{}, p};
+void wgmma(const Params& p, const Addends& add) {
+  WgmmaParams params{{}, p, add};
   const ptx::TensorMap2d x{p.x, uint64_t(p.m), uint64_t(p.x_bytes), uint64_t(p.x_stride), C::kTokens, kStageK,
                            ptx::Swizzle::k128B};
   if (Error error = ptx::encode_tensor_map_2d(&params.x, x)) throw py::value_error(error);
@@ -25,18 +25,19 @@ void wgmma(const Params& p) {
 }
 
 template <Weight kWeight, Codes kCodes>
-void (*mma_tile(int tokens))(const Params&) {
+void (*mma_tile(int tokens))(const Params&, const Addends&) {
   return tokens == 16   ? mma<MmaConfig<kMmaSmall, kWeight, kCodes>>
          : tokens == 64 ? mma<MmaConfig<kMmaMiddle, kWeight, kCodes>>
                         : mma<MmaConfig<kMmaLarge, kWeight, kCodes>>;
 }
 
 template <Weight kWeight>
-void (*kernel_of(const Tile& tile, Codes codes))(const Params&) {
+void (*kernel_of(const Tile& tile, Codes codes, bool adds))(const Params&, const Addends&) {
   if (tile.kernel == Kernel::kWgmma)
-    return tile.tokens == 64    ? wgmma<WgmmaConfig<kWgmmaSmall, kWeight>>
-           : tile.tokens == 128 ? wgmma<WgmmaConfig<kWgmmaMiddle, kWeight>>
-                                : wgmma<WgmmaConfig<kWgmmaLarge, kWeight>>;
+    return tile.tokens == 64    ? wgmma<WgmmaConfig<kWgmmaSmall, kWeight, true>>
+           : tile.tokens == 128 ? wgmma<WgmmaConfig<kWgmmaMiddle, kWeight, true>>
+           : adds               ? wgmma<WgmmaConfig<kWgmmaLarge, kWeight, true>>
+                                : wgmma<WgmmaConfig<kWgmmaLarge, kWeight, false>>;
   if constexpr (kWeight == Weight::kInt4)
     if (codes == Codes::kOperand4) return mma_tile<Weight::kInt4, Codes::kOperand4>(tile.tokens);
   return mma_tile<kWeight, Codes::kInt8>(tile.tokens);
@@ -89,7 +90,7 @@ LOWBIT_EMU_BIND(int_gemm) {
   m.def("int_gemm", [](const std::string& weight_kind, bool operand4, int k, int group, py::array x, int x_bytes,
                        py::array weight, py::array group_scale, py::array w_scale, py::array x_scale, py::array bias,
                        py::array y, const std::string& out, int sm, int sms, int splits, double w_factor,
-                       const py::dict& options) {
+                       const py::dict& added, const py::dict& options) {
     const Weight kind = weight_of(weight_kind);
     const Codes codes = operand4 ? Codes::kOperand4 : Codes::kInt8;
     const Device device = device_of(sm, sms);
@@ -110,6 +111,17 @@ LOWBIT_EMU_BIND(int_gemm) {
     }
     if (x_scale.size()) p.x_scale = bind::pointer<const float>(x_scale), buffers.push_back(bind::read("x_scale", x_scale));
     if (bias.size()) p.bias = bind::pointer<const float>(bias), buffers.push_back(bind::read("bias", bias));
+    Addends add{};  // low_rank [m, rank], low_rank_up [rank, n], residual [m, n], where they are given
+    const auto given = [&](const char* name) -> const void* {
+      if (!added.contains(name)) return nullptr;
+      const auto a = added[name].cast<py::array>();
+      buffers.push_back(bind::read(name, a));
+      return bind::pointer<const void>(a);
+    };
+    add.residual = given("residual"), add.low_rank = static_cast<const float*>(given("low_rank"));
+    add.low_rank_up = static_cast<const float*>(given("low_rank_up"));
+    if (add.low_rank) add.rank = int32_t(added["low_rank"].cast<py::array>().shape(1));
+    const bool adds = add.rank || add.residual;
     std::vector<int32_t> partial(c.partial_words + 4);
     std::vector<uint32_t> tickets(c.tickets + 4);
     p.partial = partial.data(), p.tickets = tickets.data();
@@ -118,11 +130,11 @@ LOWBIT_EMU_BIND(int_gemm) {
     emu::LaunchConfig config;
     config.grid_x = c.blocks, config.block = c.tile.threads, config.smem_bytes = uint32_t(c.shared);
     config.max_smem_bytes = uint32_t(device.shared_bytes);
-    const auto kernel = kind == Weight::kInt4        ? kernel_of<Weight::kInt4>(c.tile, codes)
-                        : kind == Weight::kInt4Group ? kernel_of<Weight::kInt4Group>(c.tile, codes)
-                        : kind == Weight::kFp4       ? kernel_of<Weight::kFp4>(c.tile, codes)
-                                                     : kernel_of<Weight::kInt8>(c.tile, codes);
-    py::dict report = bind::run(config, options, buffers, [&] { kernel(p); });
+    const auto kernel = kind == Weight::kInt4        ? kernel_of<Weight::kInt4>(c.tile, codes, adds)
+                        : kind == Weight::kInt4Group ? kernel_of<Weight::kInt4Group>(c.tile, codes, adds)
+                        : kind == Weight::kFp4       ? kernel_of<Weight::kFp4>(c.tile, codes, adds)
+                                                     : kernel_of<Weight::kInt8>(c.tile, codes, adds);
+    py::dict report = bind::run(config, options, buffers, [&] { kernel(p, add); });
     for (uint32_t t : tickets)
       if (t) throw std::runtime_error("a ticket was left at " + std::to_string(t));
     report["choice"] = to_dict(c, codes, device);

@@ -41,7 +41,7 @@ def test_quantise_then_multiply(emulated, sm, m, kind, bits, dtype):
     emulated.int_gemm(
         p.weight, kind == "s4", k, p.group, q.reshape(m, stride), stride, aligned(weight), aligned(groups),
         aligned(p.w_scale), aligned(scale), aligned(p.bias), y.view(np.uint16) if dtype == "bfloat16" else y,
-        dtype, sm, 4, 1, 1.0, {},
+        dtype, sm, 4, 1, 1.0, {}, {},
     )  # fmt: skip
     w = oracle.integer_weight(p.codes, p.scales, p.group or None)
     want = oracle.dynamic_linear_exact(x, w, p.w_scale, p.bias, bits, 0.9, None, shift)

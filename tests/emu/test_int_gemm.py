@@ -76,7 +76,8 @@ def aligned(a, to=128):
 class Problem:
     """Random operands of one shape, and the oracle's answer."""
 
-    def __init__(self, m, n, k, kind="int4", group=64, x_scale=True, bias=True, out="float32", seed=0):
+    def __init__(self, m, n, k, kind="int4", group=64, x_scale=True, bias=True, out="float32", seed=0,
+                 rank=0, residual=False):  # fmt: skip
         rng = np.random.default_rng(seed)
         self.weight = "int4" if kind == "s4" else kind
         self.group = group if kind == "int4_group" else 0
@@ -88,6 +89,12 @@ class Problem:
         self.w_scale = rng.random(n).astype(np.float32) + np.float32(0.1)
         self.x_scale = rng.random(m).astype(np.float32) + np.float32(0.1) if x_scale else EMPTY
         self.bias = rng.standard_normal(n).astype(np.float32) * 100 if bias else EMPTY
+        self.added = {}
+        if residual:
+            self.added["residual"] = (rng.standard_normal((m, n)) * 1000).astype(OUT[out])
+        if rank:
+            self.added["low_rank"] = rng.standard_normal((m, rank)).astype(np.float32) * 30
+            self.added["low_rank_up"] = rng.standard_normal((rank, n)).astype(np.float32)
 
     def want(self):
         scale, bias = (v if v.size else None for v in (self.x_scale, self.bias))
@@ -96,7 +103,7 @@ class Problem:
                 self.x, "int8", scale, self.codes, self.weight, self.w_scale, bias, self.out
             )
         w = oracle.integer_weight(self.codes, self.scales, self.group or None)
-        return oracle.linear_exact(self.x, scale, w, self.w_scale, bias, self.out)
+        return oracle.linear_exact(self.x, scale, w, self.w_scale, bias, self.out, **self.added)
 
     def run(self, emulated, sm, sms=4, splits=1, **options):
         x = operand4(self.x) if self.s4 else int8_rows(self.x)
@@ -108,10 +115,13 @@ class Problem:
             self.x_scale,
             self.bias,
         )
+        added = {name: aligned(a) for name, a in self.added.items()}
+        if self.out == "bfloat16" and "residual" in added:
+            added["residual"] = added["residual"].view(np.uint16)
         report = emulated.int_gemm(
             self.weight, self.s4, self.k, self.group, aligned(x), x.shape[1] if self.s4 else self.k,
             *(aligned(a) for a in arrays), y.view(np.uint16) if self.out == "bfloat16" else y, self.out,
-            sm, sms, splits, 1 / fp4.STEPS.get(self.weight, 1), options,
+            sm, sms, splits, 1 / fp4.STEPS.get(self.weight, 1), added, options,
         )  # fmt: skip
         return y, report
 
@@ -200,6 +210,29 @@ def test_epilogue(emulated, sm, m, out, x_scale, bias):
     """Static and dynamic scales, with and without bias, all output types, aligned and odd rows of y."""
     for n, kind in ((68, "int4"), (77, "int4"), (68, "e1m2"), (77, "e1m2")):
         Problem(m, n, 192, kind, x_scale=x_scale, bias=bias, out=out).check(emulated, sm)
+
+
+@pytest.mark.parametrize("out", list(OUT))
+@pytest.mark.parametrize(("rank", "residual"), [(0, True), (3, False), (16, True)])
+@pytest.mark.parametrize(("sm", "m"), [(80, 9), (80, 37), (80, 90), (90, 5), (90, 61), (90, 101), (90, 150)])
+def test_addends(emulated, sm, m, out, rank, residual):
+    """A low-rank product and a residual, in every tile, aligned and odd rows of y, split or not."""
+    for n, kind, splits in ((68, "int4", 1), (77, "int8", 1), (132, "int4_group", 2)):
+        p = Problem(m, n, 192, kind, x_scale=n != 77, bias=n != 68, out=out, rank=rank, residual=residual)
+        report = p.check(emulated, sm, splits=splits)
+        if "residual" in p.added:
+            count = report["buffers"]["residual"]
+            assert count["read_min"] == count["read_max"] == 1
+
+
+def test_addends_order(emulated):
+    """Each product is rounded and added in turn, the residual last: cancellation shows any other order."""
+    p = Problem(20, 64, 64, "int4", rank=4, residual=True)
+    p.added["low_rank"][:] = np.array([1e8, 1, -1e8, 3e-8], np.float32)
+    p.added["low_rank_up"][:] = np.float32(1.1)
+    p.added["residual"][:] = np.float32(-5e7)
+    for sm in (80, 90):
+        p.check(emulated, sm)
 
 
 @pytest.mark.parametrize("splits", [2, 3, 5])

@@ -20,6 +20,8 @@ TESTS = {
     "fp4": ["tests/ops/test_fp4.py"],
     "fp_gemm": ["tests/ops/test_fp_linear.py", "tests/ops/test_minifloat.py"],
     "kv_cache": ["tests/ops/test_kv_cache.py"],
+    "fused_rows": ["tests/ops/test_fused_rows.py"],
+    "attention": ["tests/ops/test_kv_paged.py", "tests/ops/test_kv_paged_errors.py"],
     "int_gemm_cuda": ["tests/emu/test_int_gemm.py"],
     "fp_gemm_cuda": ["tests/emu/test_fp_gemm.py"],
     "quantize_cuda": ["tests/emu/test_quantize.py", "tests/emu/test_quantize_fp4.py"],
@@ -42,6 +44,8 @@ _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
 _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
 _HEADS = "kernels/kv_cache/sm80.cuh"
+_FUSED = "cpu/fused_rows-inl.h"
+_ATTENTION, _PAGED, _PAGED_OPS = "cpu/attention-inl.h", "cpu/kv_paged-inl.h", "ops/kv_paged.cpp"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
 MUTANTS = [
@@ -204,15 +208,15 @@ MUTANTS = [
     Mutant(
         "kv_cache",
         _KV,
-        "float_to_fp16((hi * p.clip - lo * p.clip) / 15.f)",
-        "float_to_fp16((hi - lo) * p.clip / 15.f)",
+        "float_to_fp16((hi * clip - lo * clip) / 15.f)",
+        "float_to_fp16((hi - lo) * clip / 15.f)",
     ),
-    Mutant("kv_cache", _KV, "zero = float_to_fp16(lo * p.clip);", "zero = float_to_fp16(lo);"),
+    Mutant("kv_cache", _KV, "zero = float_to_fp16(lo * clip);", "zero = float_to_fp16(lo);"),
     Mutant(
         "kv_cache",
         _KV,
         "const float s = fp16_to_float(scale), z = fp16_to_float(zero);",
-        "const float s = fp16_to_float(scale), z = lo * p.clip;",
+        "const float s = fp16_to_float(scale), z = lo * clip;",
     ),
     Mutant("kv_cache", _KV, "hi = t[j] > hi ? t[j] : hi;", "hi = t[j] >= hi ? hi : hi;"),
     Mutant("kv_cache", _KV, "scale = zero = 0x7e00;", "scale = 0x7e00, zero = 0;"),
@@ -231,6 +235,53 @@ MUTANTS = [
         "(a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13",
         "(a - 0x38000000u + 0x1000u) >> 13",
     ),
+    # the place of a nibble, and what is left of a key besides its codes
+    Mutant("attention", _ATTENTION, "1.f / 256, 1.f / 4096}", "1.f / 256, 1.f / 4095}"),
+    Mutant("attention", _ATTENTION, "+ s.zero[t + i] * sum[h];", "+ s.zero[t + i] * sum[0];"),
+    # the registers past the last token of a split
+    Mutant("attention", _ATTENTION, "for (; at % 16; ++at) s.scale[at] = s.zero[at] = 0.f;", ""),
+    Mutant(
+        "attention", _ATTENTION, "t < padded; ++t) score[t] = 0.f;", "t < padded - 1; ++t) score[t] = 0.f;"
+    ),
+    # the largest score, of a split and of all
+    Mutant("attention", _ATTENTION, "*most = lane_max(top);", "*most = score[0];"),
+    Mutant("attention", _ATTENTION, "exponential(set1(partial[0] - most))", "exponential(set1(most - most))"),
+    Mutant("attention", _ATTENTION, "sum = sum + t[0] * partial[1];", "sum = sum + partial[1];"),
+    # which page, which head, which sequence
+    Mutant("attention", _ATTENTION, "p.max_pages + (begin + t) / c.page]", "p.max_pages + t / c.page]"),
+    Mutant(
+        "attention",
+        _ATTENTION,
+        "const int64_t first = head * group + h;",
+        "const int64_t first = head + h * kv_heads;",
+    ),
+    Mutant(
+        "attention",
+        _ATTENTION,
+        "while (p.first_split[b + 1] <= split) ++b;",
+        "while (p.first_split[b + 1] < split) ++b;",
+    ),
+    Mutant(
+        "attention",
+        _ATTENTION,
+        "multiply_add(acc[h][j], v, weight[h][at]);",
+        "multiply_add(acc[h][j], v, weight[0][at]);",
+    ),
+    Mutant("attention", "cpu/exp-inl.h", "set1(1.3981999507e-3f)", "set1(1.3981999507e-2f)"),
+    # what is stored, and where
+    Mutant("attention", _PAGED, "if (slot < 0) return;", "if (slot <= 0) return;"),
+    Mutant("attention", _PAGED, "if (!is_key || p.key_block == 1)", "if (p.key_block == 1)"),
+    Mutant(
+        "attention",
+        _PAGED,
+        "kv4_append_head(to, rounded, slot, kv_head, true);",
+        "kv4_append_head(to, x, slot, kv_head, true);",
+    ),
+    Mutant("attention", _PAGED, "low = sub(mul(a, at(cos + i))", "low = add(mul(a, at(cos + i))"),
+    Mutant("attention", "cpu/exp-inl.h", "if (n % 2) v[n / 2] = v[n - 1];", ""),
+    # tables that lie
+    Mutant("attention", _PAGED_OPS, "t.max_pages * c.page - more;", "t.max_pages * c.page;"),
+    Mutant("attention", _PAGED_OPS, "page >= 0 && page < c.pages, op", "page >= 0 && page <= c.pages, op"),
     # ---- CUDA, under the emulator
     # a wait too few
     Mutant(
@@ -552,4 +603,63 @@ MUTANTS = [
     Mutant("fp_gemm", _FLOAT, "float(q - below >= 0.5f)", "float(q - below > 0.5f)"),
     Mutant("fp_gemm", _FLOAT, "a = bits < top ? bits :", "a = bits < 2 * top ? bits :"),
     Mutant("fp_gemm", _FLOAT, "kFirst = 127 - kBias + 1;", "kFirst = 127 - kBias;"),
+    # rows that leave as codes: the order of a sum, what is left of a level, the rounded residual
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "pair_sums(pair_sums(v[4], v[5]), pair_sums(v[6], v[7])));",
+        "pair_sums(pair_sums(v[4], v[6]), pair_sums(v[5], v[7])));",
+    ),
+    Mutant("fused_rows", _FUSED, "for (i = count; i % kChunk; ++i) sums[i] = 0.f;", ""),
+    Mutant("fused_rows", _AVX2, "_mm256_hadd_ps(a, b)), 0xD8));", "_mm256_hadd_ps(a, b)), 0xE4));"),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "const V s = part(values + i, count);",
+        "const V s = sum ? add(part(x + i, count), part(residual + i, count)) : part(values + i, count);",
+    ),
+    # the order of two factors and of a step and a shift
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "return mul(mul(v, inv), add(part(p.weight + j, count), offset));",
+        "return mul(v, mul(inv, add(part(p.weight + j, count), offset)));",
+    ),
+    Mutant("fused_rows", _FUSED, "y[j] = from[index[j]];", "y[j] = from[index[j & ~int64_t(63)] + j % 64];"),
+    # the ends of exp, a digit of the polynomial, ln 2 in one part
+    Mutant(
+        "fused_rows", _FUSED, "min(max(set1(-87.f), x), set1(88.f))", "min(max(set1(-87.f), x), set1(87.f))"
+    ),
+    Mutant("fused_rows", _FUSED, "set1(4.1665795894e-2f)", "set1(4.1665805e-2f)"),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "mul(n, set1(0.693359375f))), mul(",
+        "mul(n, set1(0.693147181f))), mul(set1(0.f), ",
+    ),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "const V cube = mul(mul(g, g), g);",
+        "const V cube = mul(mul(g, set1(0.044715f)), mul(g, g));",
+    ),
+    # NaN as a static code, the row that a code goes to, the size of the transform's work
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "to_codes(max(lo, value(j, count)), one",
+        "to_codes(max(value(j, count), lo), one",
+    ),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "static_cast<uint8_t*>(c.q) + r * ((c.k + 1) / 2));",
+        "static_cast<uint8_t*>(c.q) + r * (c.k / 2));",
+    ),
+    Mutant(
+        "fused_rows",
+        _FUSED,
+        "store(row + i, mul(activation<kGelu>(part(x + i, count)), part(x + n + i, count)));",
+        "store(row + i, mul(activation<kGelu>(part(x + n + i, count)), part(x + i, count)));",
+    ),
 ]

@@ -97,6 +97,8 @@ class _Op:
     def __init__(self, name: str):
         self.name, self.op = name, getattr(torch.ops.lowbit, name)
         self.default = self.op.default
+        schema = self.default._schema.arguments
+        self.written = {i for i, a in enumerate(schema) if a.alias_info is not None and a.alias_info.is_write}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs or any(isinstance(a, Tensor) and a.is_meta for a in args):
@@ -104,16 +106,15 @@ class _Op:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"lowbit::{self.name}", KEY):
             pytest.skip(f"{self.name} has no {KEY} kernel")
         placed = place(self.name, args)
-        tensors = [(a, p) for a, p in zip(args, placed, strict=True) if isinstance(p, Tensor)]
-        inputs = tensors[1:] if self.name.endswith("_") else tensors
-        before = [_storage(p).clone() for _, p in inputs]
+        inputs = [p for i, p in enumerate(placed) if isinstance(p, Tensor) and i not in self.written]
+        before = [_storage(p).clone() for p in inputs]
         result = self.op(*placed)
-        for (_, p), then in zip(inputs, before, strict=True):
+        for p, then in zip(inputs, before, strict=True):
             assert torch.equal(_storage(p), then), (
                 f"{self.name} wrote to an input, or to the memory around it"
             )
-        if self.name.endswith("_"):  # bring the written argument home, with what is around it
-            _storage(args[0]).copy_(_storage(placed[0]))
+        for i in self.written:  # bring the written arguments home, with what is around them
+            _storage(args[i]).copy_(_storage(placed[i]))
         return tree_map_only(Tensor, lambda t: t.cpu(), result)
 
 

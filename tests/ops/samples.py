@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.oracle import cases, codec, compare, fp4, minifloat
+from tests.oracle import attention, cases, codec, compare, fp4, fused, minifloat
 from tests.oracle import hadamard as had
 from tests.oracle import ops as oracle
 
@@ -88,8 +88,15 @@ def _linear(weight_bits: int) -> Callable[[], Iterator[Sample]]:
         residual, low_rank, up = _x(3, 20), _x(3, 2), _x(2, 20)
         w = oracle.integer_weight(data.w_q, None, None)
         want = oracle.linear_exact(
-            data.x_q, data.x_scale, w, data.w_scale, data.bias, case.out_dtype,
-            residual.numpy(), low_rank.numpy(), up.numpy(),
+            data.x_q,
+            data.x_scale,
+            w,
+            data.w_scale,
+            data.bias,
+            case.out_dtype,
+            residual.numpy(),
+            low_rank.numpy(),
+            up.numpy(),
         )
         yield (*call.args, residual, low_rank, up), want
 
@@ -183,6 +190,121 @@ def _kv4_dequantize() -> Iterator[Sample]:
     )
 
 
+def _paged(seed: int = 0) -> tuple[tuple[Tensor, ...], attention.Caches]:
+    """Six pages of 16 tokens, two heads of 10; values are their codes."""
+    caches = attention.poisoned(6, 2, 16, 10, seed)
+    caches.key_params[:], caches.value_params[:] = (0.25, -2.0), (1.0, 0.0)
+    return tuple(torch.from_numpy(a) for a in caches.copy().arrays()), caches
+
+
+def _kv4_append() -> Iterator[Sample]:
+    for dtype, slots, clip, block in (
+        (torch.float32, [5, -1, 90], 0.9, None),
+        (torch.float16, [0, 1, 95], 1.0, 2),
+    ):
+        tensors, caches = _paged()
+        key, value, at = _x(3, 2, 10, dtype=dtype), _x(3, 2, 10, dtype=dtype).flip(0), torch.tensor(slots)
+        want = attention.append_exact(caches, key.numpy(), value.numpy(), at.numpy(), clip, block)
+        yield (key, value, at, *tensors, clip, block), want.arrays()
+
+
+def _rotation(tokens: int, size: int) -> tuple[Tensor, Tensor]:
+    angle = _x(tokens, size // 2).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
+def _kv4_rope_append() -> Iterator[Sample]:
+    weight = _x(10).abs()
+    for rotary, q_norm, k_norm, block in ((10, None, None, None), (6, weight, weight + 1, 2)):
+        tensors, caches = _paged()
+        qkv, (cos, sin), slots = _x(3, 80), _rotation(3, rotary), torch.tensor([64, 17, -5])
+        q, k, v = (t.numpy() for t in qkv.view(3, 8, 10).split((4, 2, 2), 1))
+        q, k = (
+            attention.norm_rope_exact(x, cos.numpy(), sin.numpy(), None if n is None else n.numpy(), 1e-5)
+            for x, n in ((q, q_norm), (k, k_norm))
+        )
+        want = attention.append_exact(caches, k, v, slots.numpy(), 0.95, block)
+        args = (qkv, cos, sin, 4, 2, slots, *tensors, q_norm, k_norm, 1e-5, 0.95, block)
+        yield args, (q, k, v, *want.arrays())
+
+
+_TABLE = torch.tensor([[3, -1, -1], [5, 0, 2], [1, 4, -1]], dtype=torch.int32)
+
+
+def _mean_values(caches: attention.Caches, lengths: list[int]) -> np.ndarray:
+    """What equal scores give: the mean of each head's values, here exact. [B, 4, 10]"""
+    out = np.zeros((len(lengths), 4, 10))
+    for b, length in enumerate(lengths):
+        pages = caches.value_codes[_TABLE[b]].swapaxes(0, 1).reshape(2, -1, 5)[:, :length]
+        codes = np.stack((pages % 16, pages // 16), -1).reshape(2, length, 10)
+        out[b] = codes.mean(1).repeat(2, 0) if length else 0
+    return out.astype(np.float32)
+
+
+def _kv4_attention() -> Iterator[Sample]:
+    tensors, caches = _paged()
+    q = torch.zeros(3, 4, 10)
+    q[0] = _x(4, 10)  # of one token, whatever the score
+    lengths = [1, 32, 0]
+    args = (q, *tensors, _TABLE, torch.tensor(lengths, dtype=torch.int32), 0.25)
+    yield args, _mean_values(caches, lengths)
+
+
+def _kv4_attend() -> Iterator[Sample]:
+    tensors, caches = _paged()
+    qkv, (cos, sin), lengths = torch.zeros(3, 80), _rotation(3, 8), [0, 31, 15]
+    qkv[0], qkv[1:, 40:60] = _x(80), _x(2, 20)
+    values = torch.tensor([15.0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).repeat(3, 2)  # their codes again
+    qkv[:, 60:] = values
+    k = attention.norm_rope_exact(qkv[:, 40:60].view(3, 2, 10).numpy(), cos.numpy(), sin.numpy(), None, 1e-6)
+    slots = np.array([3 * 16, 0 * 16 + 15, 1 * 16 + 15])
+    want = attention.append_exact(caches, k, values.view(3, 2, 10).numpy(), slots, 1.0, 2)
+    out = _mean_values(want, [n + 1 for n in lengths]).reshape(3, 40)
+    args = (qkv, cos, sin, 4, 2, *tensors, _TABLE, torch.tensor(lengths, dtype=torch.int32), 0.25)
+    yield (*args, None, None, 1e-6, 1.0, 2), (out, *want.arrays())
+
+
+def _columns(k: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
+    """index, inverse step and shift of k columns."""
+    rng = np.random.default_rng(k)
+    step, shift = rng.uniform(1, 20, k).astype(np.float32), rng.normal(0, 1, k).astype(np.float32)
+    return torch.from_numpy(rng.integers(0, high, k).astype(np.int32)), *map(torch.from_numpy, (step, shift))
+
+
+def _quantize_static() -> Iterator[Sample]:
+    for bits, x, block in ((4, _x(3, 24), None), (8, _x(2, 3, 24, dtype=torch.bfloat16), 12)):
+        index, step, shift = _columns(29, 24)
+        v = fused.rotated(compare.to_numpy(x).astype(np.float32), block)
+        v = fused.scaled(v, index.numpy(), step.numpy(), shift.numpy())
+        want = fused.stored(fused.static_codes(v, bits), bits)
+        yield (x, bits, step, shift, index, block), want
+
+
+def _rms_norm_quantize() -> Iterator[Sample]:
+    for bits, x, static in ((8, _x(3, 33), False), (4, _x(2, 3, 16, dtype=torch.bfloat16), True)):
+        index, weight, shift = _columns(19, x.shape[-1])
+        residual = x.flip(0)
+        total = fused.added(compare.to_numpy(x), compare.to_numpy(residual))
+        v = fused.normalised(total, weight.numpy(), 1e-6, index.numpy(), 1.0)
+        want = fused.coded(fused.scaled(v, shift=shift.numpy()), bits, static)
+        yield (x, weight, 1e-6, bits, residual, index, shift, static, 1.0, 1.0), (*want, total)
+    total = np.empty(0, dtype=np.float32)
+    weight = torch.ones(33)
+    want = fused.coded(fused.normalised(_x(3, 33).numpy(), weight.numpy(), 1e-6), 8, False, 0.9)
+    yield (_x(3, 33), weight, 1e-6, 8, None, None, None, False, 0.9), (*want, total)
+
+
+def _gated_quantize() -> Iterator[Sample]:
+    for bits, x, name, static in (
+        (8, _x(3, 48), "silu", False),
+        (4, _x(2, 3, 48, dtype=torch.float16), "gelu_tanh", True),
+    ):
+        index, step, shift = _columns(19, 24)
+        v = fused.gated(compare.to_numpy(x), name, 12)
+        v = fused.scaled(v, index.numpy(), step.numpy(), shift.numpy())
+        yield (x, bits, name, 12, step, shift, index, static), fused.coded(v, bits, static)
+
+
 SAMPLES: dict[str, Callable[[], Iterator[Sample]]] = {
     "pack_int4": _pack,
     "unpack_int4": _unpack,
@@ -203,18 +325,35 @@ SAMPLES: dict[str, Callable[[], Iterator[Sample]]] = {
     "prepack_fp_weight": _prepack_fp_weight,
     "prepack_fp_group_scale": _prepack_fp_group_scale,
     "fp_linear": _fp_linear,
+    "quantize_static": _quantize_static,
+    "rms_norm_quantize": _rms_norm_quantize,
+    "gated_quantize": _gated_quantize,
     "kv4_quantize": _kv4_quantize,
     "kv4_dequantize": _kv4_dequantize,
+    "kv4_append": _kv4_append,
+    "kv4_rope_append": _kv4_rope_append,
+    "kv4_attention": _kv4_attention,
+    "kv4_attend": _kv4_attend,
+}
+
+
+# of each op: which arguments it writes to
+WRITTEN = {
+    name: tuple(
+        i
+        for i, a in enumerate(getattr(torch.ops.lowbit, name).default._schema.arguments)
+        if a.alias_info is not None and a.alias_info.is_write
+    )
+    for name in SAMPLES
 }
 
 
 def call(name: str, args: tuple, ops: object = OPS) -> tuple:
-    """The results of the op as a tuple; of an op that writes to its first argument, a copy that it wrote to.
-    """
-    op = getattr(ops, name)
-    if name == "hadamard_":
-        first = args[0].clone(memory_format=torch.preserve_format)
-        assert op(first, *args[1:]) is None
-        return (first,)
-    result = op(*args)
-    return result if isinstance(result, tuple) else (result,)
+    """The results of the op as a tuple, and copies of the arguments that it writes to, written to."""
+    written = [args[i].clone(memory_format=torch.preserve_format) for i in WRITTEN[name]]
+    args = list(args)
+    for i, copy in zip(WRITTEN[name], written, strict=True):
+        args[i] = copy
+    result = getattr(ops, name)(*args)
+    result = () if result is None else result if isinstance(result, tuple) else (result,)
+    return (*result, *written)

@@ -34,6 +34,11 @@ def as_tuple(result):
     return result if isinstance(result, tuple) else (result,)
 
 
+def same(got, expected):
+    """Results that the call has no use for are empty, by the oracle's word."""
+    compare.exact(got, expected, allow_empty=not expected.size)
+
+
 def test_nothing_is_missing():
     assert set(REGISTERED) == set(SAMPLES) == set(lowbit.ops.NAMES)
 
@@ -49,7 +54,7 @@ def test_has_cpu_kernel_fake_kernel_samples_and_public_name(name):
 @pytest.mark.parametrize("name,args,want", CALLS)
 def test_oracle(name, args, want, isa):
     for got, expected in zip(call(name, args), as_tuple(want), strict=True):
-        compare.exact(got, expected)
+        same(got, expected)
 
 
 @pytest.mark.parametrize("name,args,want", CALLS)
@@ -86,7 +91,7 @@ def test_compiles_in_one_graph(name, args, want):
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
     for got, expected in zip(compiled(*args), as_tuple(want), strict=True):
-        compare.exact(got, expected)
+        same(got, expected)
     torch._dynamo.reset()
 
 

@@ -6,10 +6,10 @@ import lowbit
 import numpy as np
 import pytest
 import torch
-from lowbit.nn import Fp4Linear, Int4Linear, Int8Linear, QuantizedLinear, WeightOnlyLinear
+from lowbit.nn import Fp4Linear, Int4Linear, Int8Linear, QuantizedLinear, StaticInt4Linear, WeightOnlyLinear
 from lowbit.quantizers import IntegerScheme, gptq, rtn
-from lowbit.quantizers.calibration import fake_quantize
 from lowbit.quantizers.grid import INT4_FULL, INT8
+from lowbit.quantizers.stages import fake_quantize
 from lowbit.recipes import METHODS, Recipe
 from lowbit.transforms import (
     exact_logits,
@@ -193,11 +193,13 @@ def test_every_recipe_runs_and_stays_near(name, arch):
     kind = Int4Linear if recipe.weight_bits == 4 else Int8Linear
     if recipe.weight_format is not None or recipe.activation_bits == 16:
         kind = WeightOnlyLinear if recipe.activation_bits == 16 else Fp4Linear
-    assert all(type(model.get_submodule(n)) is kind for n in linears) and linears
+    kinds = (kind, StaticInt4Linear) if recipe.static_channels else (kind,)
+    assert all(type(model.get_submodule(n)) in kinds for n in linears) and linears
     for n in linears:
         layer = model.get_submodule(n)
         assert layer.activation_bits == recipe.activation_bits and layer.group_size == recipe.group_size
-        assert getattr(layer, "mean_shift", False) == recipe.mean_shift
+        dithered = recipe.dither and isinstance(layer, StaticInt4Linear) and layer.gathered is not None
+        assert getattr(layer, "mean_shift", False) == (recipe.mean_shift or dithered)
     got = logits(model, ids)
     assert got.isfinite().all() and got.shape == plain.shape
     error = ((got - plain).norm() / plain.norm()).item()

@@ -13,9 +13,9 @@ template <const Tile& kTile, Weight kWeight, Codes kCodes>
 struct Compiled : MmaConfig<kTile, kWeight, kCodes> {};
 
 template <const Tile& kTile, Weight kWeight, Codes kCodes>
-Error launch_one(const Params& p, const Choice& c, Stream stream) {
+Error launch_one(const Params& p, const Addends& add, const Choice& c, Stream stream) {
   using C = Compiled<kTile, kWeight, kCodes>;
-  return launch(gemm_mma<C>, {c.blocks}, C::kThreads, c.shared, stream, p);
+  return launch(gemm_mma<C>, {c.blocks}, C::kThreads, c.shared, stream, p, add);
 }
 
 }  // namespace

@@ -44,4 +44,13 @@ struct Params {
   }
 };
 
+// What is added to the scaled sum and its bias, each product and each sum rounded: low_rank[m, i] *
+// low_rank_up[i, n], i = 0, 1, ..., then the residual. An argument of its own, for the same reason.
+struct Addends {
+  const float* low_rank;     // [m, rank]
+  const float* low_rank_up;  // [rank, n], 16-byte aligned
+  const void* residual;      // [m, n] of y's dtype, 16-byte aligned, or null; may be y itself
+  int32_t rank;              // 0: no low-rank term
+};
+
 }  // namespace lowbit::kernels::int_gemm

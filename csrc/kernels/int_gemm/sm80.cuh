@@ -171,7 +171,7 @@ LOWBIT_DEVICE void multiply(Sums<C>& sums, const Params& p, ptx::smem_ptr<uint8_
 
 template <class C>
 LOWBIT_KERNEL(C::kThreads, C::kBlocksPerSm)
-gemm_mma(const Params p) {
+gemm_mma(const Params p, const Addends add) {
   const Team<C::kThreads> block{0};
   const auto smem = ptx::dynamic_smem<uint8_t, 1024>();
   const int row_tiles = ceil_div(p.n, C::kRows), token_tiles = ceil_div(p.m, C::kTokens);
@@ -220,7 +220,9 @@ gemm_mma(const Params p) {
     stage_fragment<C::kRows + kPad>(staged, 16 * (slab + s), warp_token + 8 * j, sums[s][j]);
   block.sync();
   constexpr int kShift = C::kS4 ? 0 : Slab<C::kWeight>::kShift;
-  write_tile<C::kRows, kShift, C::kWeight == Weight::kFp4>(block, p, staged, row, token, C::kTokens);
+  constexpr int kGroup = C::kTokens < 64 ? 2 : 4;
+  write_tile<C::kRows, C::kTokens, kGroup, kShift, C::kWeight == Weight::kFp4>(block, p, add, staged, row,
+                                                                               token);
 }
 
 }  // namespace lowbit::kernels::int_gemm

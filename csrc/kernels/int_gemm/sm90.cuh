@@ -18,15 +18,20 @@ namespace lowbit::kernels::int_gemm {
 struct WgmmaParams {
   ptx::TensorMap x;  // boxes of kTokens rows x 128 bytes, 128-byte swizzle
   Params p;
+  Addends add;
 };
 
-template <const Tile& kTile, Weight kWeightOf>
+// kAdds: the epilogue has addends. In the largest tile, whose sums leave few registers, even those that are
+// not given lengthen the main loop.
+template <const Tile& kTile, Weight kWeightOf, bool kAddsOf>
 struct WgmmaConfig {
   static constexpr Weight kWeight = kWeightOf;
+  static constexpr bool kAdds = kAddsOf;
   static constexpr int kRows = kTile.rows, kTokens = kTile.tokens, kThreads = kTile.threads;
   static constexpr int kStages = stages_of(kTile, kWeight, Codes::kInt8);
   static constexpr int kTeams = 2, kStageK = int_gemm::kStageK;
-  static constexpr int kSums = kTokens / 2;  // registers of a thread
+  static constexpr int kSums = kTokens / 2;     // registers of a thread
+  static constexpr int kGroup = kAdds ? 2 : 1;  // tokens of a thread in the epilogue
   static constexpr int kWeightAt = x_stage_bytes(kTokens, Codes::kInt8);
   static constexpr int kScaleAt = kWeightAt + weight_stage_bytes(kRows, kWeight);
   static constexpr int kStageBytes = stage_bytes(kTile, kWeight, Codes::kInt8);
@@ -135,8 +140,9 @@ LOWBIT_DEVICE int multiply_item(int32_t (&sums)[C::kSums], const Params& p, cons
 
 // Stages and writes the warpgroup's 64 channels, kStagedTokens tokens at a time.
 template <class C>
-LOWBIT_DEVICE void finish_item(int32_t (&sums)[C::kSums], const Params& p, const Schedule<C>& work,
-                               const Item& item, int number, ptx::smem_ptr<int32_t> staged, int team) {
+LOWBIT_DEVICE void finish_item(int32_t (&sums)[C::kSums], const Params& p, const Addends& add,
+                               const Schedule<C>& work, const Item& item, int number,
+                               ptx::smem_ptr<int32_t> staged, int team) {
   const Team<128> group{1 + team};
   if (p.splits > 1) {
     const int tiles = work.row_tiles * work.token_tiles, at = (number % tiles) * 2 + team;
@@ -152,21 +158,22 @@ LOWBIT_DEVICE void finish_item(int32_t (&sums)[C::kSums], const Params& p, const
     for (int j = 0; j < kStagedTokens; j += 8)
       stage_fragment<64 + kPad>(staged, slab, j, sums + (t + j) / 8 * 4);
     group.sync();
-    write_tile<64, Slab<C::kWeight>::kShift, C::kWeight == Weight::kFp4>(
-        group, p, staged, row, item.token_tile * C::kTokens + t, kStagedTokens);
+    write_tile<64, kStagedTokens, C::kGroup, Slab<C::kWeight>::kShift, C::kWeight == Weight::kFp4, C::kAdds>(
+        group, p, add, staged, row, item.token_tile * C::kTokens + t);
     group.sync();
   }
 }
 
 template <class C>
-LOWBIT_DEVICE void consume(const Params& p, const Ring<C>& ring, const Schedule<C>& work, int team) {
+LOWBIT_DEVICE void consume(const Params& p, const Addends& add, const Ring<C>& ring, const Schedule<C>& work,
+                           int team) {
   const auto staged = ring.base.plus_bytes(C::kStagedAt + team * C::kStagedWords * 4).template as<int32_t>();
   int step = 0;
   for (int i = ptx::block_index_x(); i < work.items; i += ptx::grid_size_x()) {
     const Item item = work.item(i);
     int32_t sums[C::kSums] = {};
     step = multiply_item<C>(sums, p, ring, step, work.end(item) - work.begin(item), team);
-    finish_item<C>(sums, p, work, item, i, staged, team);
+    finish_item<C>(sums, p, add, work, item, i, staged, team);
   }
 }
 
@@ -181,7 +188,7 @@ gemm_wgmma(const LOWBIT_GRID_CONSTANT WgmmaParams params) {
     if (ptx::thread_index() == 0) produce<C>(params, ring, work);
   } else {
     ptx::setmaxnreg_inc<232>();
-    consume<C>(params.p, ring, work, ptx::warpgroup_index() - 1);
+    consume<C>(params.p, params.add, ring, work, ptx::warpgroup_index() - 1);
   }
 }
 

@@ -139,6 +139,7 @@ struct IntegerCoder {
   int k;
   bool wide;
 
+  LOWBIT_DEVICE bool fixed() const { return false; }
   LOWBIT_DEVICE float* scales() const { return to.scale; }
   LOWBIT_DEVICE uint8_t* row(int64_t r) const { return static_cast<uint8_t*>(to.q) + r * to.stride; }
   LOWBIT_DEVICE Scale scale(uint32_t most) const { return scale_of(most, to); }
@@ -151,7 +152,8 @@ struct IntegerCoder {
 };
 
 // One row by each team of the block. load(x, round): the thread's chunks t + (round * vectors + v) * size of
-// the row as floats, zeros past k. Rows of several rounds need kRounds. Collective over the block.
+// the row as floats, zeros past k. Rows of several rounds need kRounds. Where the coder's scale is fixed (1),
+// the row's maximum is not asked for, nor a scale stored. Collective over the block.
 template <int kVectors, bool kRounds, class Coder, class Load>
 LOWBIT_DEVICE void quantize_rows(const Coder& coder, const Team& team, int chunks, int64_t row, bool active,
                                  ptx::smem_ptr<uint32_t> per_warp, const Load& load) {
@@ -159,13 +161,19 @@ LOWBIT_DEVICE void quantize_rows(const Coder& coder, const Team& team, int chunk
   float x[kVectors][kChunk];
   uint32_t most = 0;
   const int rounds = kRounds ? team.rounds : 1;
-  for (int round = 0; round < rounds; ++round) {
-    load(x, round);
-    LOWBIT_UNROLL
-    for (int v = 0; v < kVectors; ++v) most = max_magnitude(most, x[v]);
+  Scale s{1.f, 1.f};
+  if (!kRounds || rounds == 1 || !coder.fixed()) {
+    for (int round = 0; round < rounds; ++round) {
+      load(x, round);
+      if (coder.fixed()) continue;
+      LOWBIT_UNROLL
+      for (int v = 0; v < kVectors; ++v) most = max_magnitude(most, x[v]);
+    }
   }
-  const Scale s = coder.scale(team_max(most, team, per_warp));
-  if (active && thread == 0) ptx::st_global(coder.scales() + row, s.scale);
+  if (!coder.fixed()) {
+    s = coder.scale(team_max(most, team, per_warp));
+    if (active && thread == 0) ptx::st_global(coder.scales() + row, s.scale);
+  }
   uint8_t* q = coder.row(row);
   for (int round = 0; round < rounds; ++round) {
     if (kRounds && rounds > 1) load(x, round);

@@ -24,16 +24,16 @@ struct Team {
 
 // 128 threads of short rows per block keep blocks small enough to spread over the card; four chunks of a long
 // row per thread are four 16-byte loads in flight: with 64 registers, 1024 threads and 64 KB per SM. Rows
-// that are loaded element by element need more registers per chunk.
-inline constexpr Team team_of(int64_t chunks, bool wide) {
-  const bool four = wide && chunks > 64 && chunks <= 4 * kMaxThreads;
+// that are loaded element by element need more registers per chunk. `most`: threads per block.
+inline constexpr Team team_of(int64_t chunks, bool wide, int most = kMaxThreads) {
+  const bool four = wide && chunks > 64 && chunks <= 4 * most;
   Team t{four ? 4 : wide && chunks <= 32 ? 1 : kLongVectors, 32, 4, 1};
   if (chunks <= 16) {
     t.size = chunks <= 4 ? 4 : chunks <= 8 ? 8 : 16;
     t.rows = 128 / t.size;
   } else if (chunks > 32 * t.vectors) {
     const int64_t warps = ceil_div(ceil_div(chunks, t.vectors), 32);
-    t.rounds = int32_t(ceil_div(warps, kMaxThreads / 32));
+    t.rounds = int32_t(ceil_div(warps, most / 32));
     t.size = int32_t(ceil_div(warps, t.rounds)) * 32;
     t.rows = 1;
   }

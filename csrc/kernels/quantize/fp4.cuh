@@ -10,6 +10,7 @@ struct Fp4Coder {
   const Fp4Params& p;
   bool wide;
 
+  LOWBIT_DEVICE bool fixed() const { return false; }
   LOWBIT_DEVICE float* scales() const { return p.scale; }
   LOWBIT_DEVICE uint8_t* row(int64_t r) const { return static_cast<uint8_t*>(p.q) + r * p.stride; }
   LOWBIT_DEVICE Scale scale(uint32_t most) const {

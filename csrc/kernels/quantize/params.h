@@ -23,7 +23,7 @@ struct Output {
   float clip;    // share of a row's largest magnitude that qmax stands for
   void* q;
   int64_t stride;  // bytes per row: ceil(k / 2); >= k; a multiple of 32 that is >= ceil(k / 2)
-  float* scale;    // [rows]
+  float* scale;    // [rows]; null where a family knows static codes: those of the values themselves
 };
 
 struct Params {

@@ -215,6 +215,21 @@ def calibration(args: argparse.Namespace, tokenizer: Any) -> Text | None:
     return Text(ids, f"{name}, {len(ids)} x {ids.shape[1]} tokens")
 
 
+def fuse(model: nn.Module) -> bool:
+    """Fuse the decoder of a quantised model where that can be done; says why where it cannot."""
+    if not getattr(model, "is_quantized", False):
+        return False
+    import lowbit
+    from lowbit.fused import NotFusable
+
+    try:
+        lowbit.fuse(model)
+    except NotFusable as error:
+        say(f"    not fused: {str(error).removeprefix('fuse: ')}")
+        return False
+    return True
+
+
 def free() -> None:
     """After `del model`: return its memory before the next one is loaded."""
     gc.collect()

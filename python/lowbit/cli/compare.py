@@ -48,6 +48,7 @@ class Row:
     checkpoint_bytes: int
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
+    fused: bool  # whether speed and sentences are those of the fused decoder
     quantize_seconds: float
     seconds: float  # of everything: load, quantise, save, load, measure
     generations: list[evaluate.Generation]
@@ -235,13 +236,14 @@ def measure_method(
         output.say(f"    reloading {size / 1e6:.1f} MB")
         model = common.load_model(ModelSource(method, str(out)), "auto", job.device)
         found = evaluate.perplexity(model, job.text.ids, job.window, max_windows=job.windows)
+        fused = common.fuse(model)  # after the perplexity, which has to see the 4-bit keys and values
         fast = evaluate.speed(model, job.text.ids, min(512, job.window), decode=16, repeats=2)
         made = evaluate.generate(model, job.tokenizer, job.prompts, job.max_new_tokens)
     del model
     common.free()
     return Row(
         method, bits, found.perplexity, None, size, fast.prefill_tokens_per_s, fast.decode_tokens_per_s,
-        quantize_seconds, time.perf_counter() - start, made,
+        fused, quantize_seconds, time.perf_counter() - start, made,
     ), found  # fmt: skip
 
 

@@ -16,6 +16,7 @@ def add_parser(commands: Any) -> None:
     p.add_argument(
         "--raw", action="store_true", help="continue the prompt as it is, without the chat template"
     )
+    p.add_argument("--no-fuse", action="store_true", help="run a quantised model's own decoder layers")
     common.add_json(p)
     p.set_defaults(run=run)
 
@@ -31,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     output.say(f"loading {source.name}")
     tokenizer = common.load_tokenizer(source)
     model = common.load_model(source, common.DTYPES[args.dtype], device)
+    if not args.no_fuse:
+        common.fuse(model)
     made = evaluate.generate(
         model, tokenizer, args.prompt, args.max_new_tokens, chat=False if args.raw else None
     )

@@ -57,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
         tokenizer.save_pretrained(folder)
     size = evaluate.checkpoint_bytes(args.out)
     output.show(f"{args.out}: {args.method}, {size / 1e6:.1f} MB, {seconds:.0f} s", args)
+    report = getattr(model, "quantization_report", None)
+    for line in report_lines(report or []):
+        output.show(line, args)
     output.write_json(
         {
             "model": source.name,
@@ -65,11 +68,28 @@ def run(args: argparse.Namespace) -> int:
             "calibration": calib and calib.description,
             "checkpoint_bytes": size,
             "seconds": seconds,
+            **({"layers": report} if report else {}),
             **output.provenance(device),
         },
         args.json,
     )
     return 0
+
+
+def report_lines(report: list[dict]) -> list[str]:
+    """What a recipe that decides layer by layer has decided, a line for each kind of linear."""
+    kinds: dict[str, list[dict]] = {}
+    for entry in report:
+        kinds.setdefault(entry["layer"].split(".", 1)[1], []).append(entry)
+    lines = []
+    for kind, entries in kinds.items():
+        static = [e for e in entries if e["static"]]
+        line = f"{kind}: static in {len(static)} of {len(entries)} layers"
+        if static:
+            growth = sum(e["codes"] for e in static) / sum(e["inputs"] for e in static)
+            line += f", {growth:.3f} codes per input, rank {max(e['rank'] for e in static)}"
+        lines.append(line)
+    return lines
 
 
 def refuse_quantised(source: common.ModelSource) -> None:

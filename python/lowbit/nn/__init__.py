@@ -2,7 +2,9 @@
 
 from .float_linear import Fp4Linear, WeightOnlyLinear
 from .linear import Int4Linear, Int8Linear, IntegerLinear, QuantizedLinear
+from .static_linear import StaticInt4Linear
 
 __all__ = [
-    "Fp4Linear", "Int4Linear", "Int8Linear", "IntegerLinear", "QuantizedLinear", "WeightOnlyLinear",
+    "Fp4Linear", "Int4Linear", "Int8Linear", "IntegerLinear", "QuantizedLinear", "StaticInt4Linear",
+    "WeightOnlyLinear",
 ]  # fmt: skip

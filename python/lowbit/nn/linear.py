@@ -75,8 +75,7 @@ class QuantizedLinear(nn.Linear):
             self.weight_scale.fill_(1.0)
             if self.group_size:
                 self.weight_group_scale.fill_(self._unit_group_scale)
-            meta = (self.format_id, self.out_features, self.in_features, self.group_size)
-            self.weight_meta.copy_(formats.meta_tensor(*meta))
+            self.weight_meta.copy_(formats.meta_tensor(*self._sizes()))
         self.register_buffer("_tiles", None, persistent=False)
         self.register_buffer("_group_tiles", None, persistent=False)
 
@@ -103,15 +102,13 @@ class QuantizedLinear(nn.Linear):
 
     def tensors(self) -> dict:
         """Name -> (dtype, shape) of the portable tensors, the bias apart."""
-        sizes = (self.format_id, self.out_features, self.in_features, self.group_size)
-        return formats.layer_tensors(*sizes, **self._layout())
+        return formats.layer_tensors(*self._sizes(), **self._layout())
 
     def validate(self, name: str = "") -> None:
         """ValueError with one sentence naming the tensor if any holds what the format forbids."""
         tensors = {key: getattr(self, key) for key in self.tensors()}
         tensors[self._codes_name] = self._portable_codes()
-        sizes = (self.format_id, self.out_features, self.in_features, self.group_size)
-        formats.validate_layer(tensors, *sizes, name=name, **self._layout())
+        formats.validate_layer(tensors, *self._sizes(), name=name, **self._layout())
 
     def options(self) -> dict:
         """The constructor's arguments but device and dtype: what tells how to build this layer again."""
@@ -162,6 +159,14 @@ class QuantizedLinear(nn.Linear):
         return hadamard(w.double(), self.input_hadamard or None, transpose=True)
 
     # ---- what a subclass says of its format
+
+    @property
+    def stored_features(self) -> int:
+        """Columns of the stored weight."""
+        return self.in_features
+
+    def _sizes(self) -> tuple[int, int, int, int | None]:
+        return self.format_id, self.out_features, self.stored_features, self.group_size
 
     def _layout(self) -> dict:
         """Arguments of `formats.layer_tensors` beyond the sizes."""
@@ -342,30 +347,34 @@ class IntegerLinear(QuantizedLinear):
     def _layout(self) -> dict:
         return {"mean_shift": self.mean_shift}
 
-    def _scheme(self) -> Scheme:
-        return IntegerScheme(4 if self.format_id == formats.INT4 else 8, self.group_size)
 
-    def _prepack_group_scale(self, group_scale: Tensor) -> Tensor:
-        return ops.prepack_group_scale(group_scale)
-
-
-class Int4Linear(IntegerLinear):
-    """Linear layer with 4-bit weights (-7..7, per channel or two-level groups), 4- or 8-bit activations."""
+class Int4Codes:
+    """Mixin of the layers whose weight is int4 codes -7..7."""
 
     format_id = formats.INT4
+
+    def _scheme(self) -> Scheme:
+        return IntegerScheme(4, self.group_size)
 
     def _pack(self, codes: Tensor) -> Tensor:
         return reference.pack_int4(codes)
 
     def _quantized(self, packed: Tensor, scale: Tensor, group_scale: Tensor | None) -> QuantizedWeight:
-        q = reference.unpack_int4(packed, self.in_features)
+        q = reference.unpack_int4(packed, self.stored_features)
         return QuantizedWeight(q, scale, group_scale, self.group_size)
 
     def _prepack(self, packed: Tensor) -> Tensor:
         return ops.prepack_int4_weight(packed)
 
     def _unpack_tiles(self, tiles: Tensor) -> Tensor:
-        return reference.unprepack_int4_weight(tiles, self.out_features, self.in_features)
+        return reference.unprepack_int4_weight(tiles, self.out_features, self.stored_features)
+
+    def _prepack_group_scale(self, group_scale: Tensor) -> Tensor:
+        return ops.prepack_group_scale(group_scale)
+
+
+class Int4Linear(Int4Codes, IntegerLinear):
+    """Linear layer with 4-bit weights (-7..7, per channel or two-level groups), 4- or 8-bit activations."""
 
 
 class Int8Linear(IntegerLinear):
@@ -373,6 +382,9 @@ class Int8Linear(IntegerLinear):
 
     format_id = formats.INT8
     _codes_name = "weight_int8"
+
+    def _scheme(self) -> Scheme:
+        return IntegerScheme(8)
 
     def _pack(self, codes: Tensor) -> Tensor:
         return codes

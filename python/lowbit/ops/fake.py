@@ -183,6 +183,58 @@ def _(
     return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
 
 
+def _coded(x: Tensor, n: int, bits: int, index: Tensor | None, static_scale: bool) -> tuple[Tensor, Tensor]:
+    k = n if index is None else index.shape[0]
+    q = x.new_empty(
+        (*x.shape[:-1], k if bits == 8 else _blocks(k, 2)), dtype=torch.int8 if bits == 8 else torch.uint8
+    )
+    return q, x.new_empty((0,) if static_scale else x.shape[:-1], dtype=torch.float32)
+
+
+@_fake("quantize_static")
+def _(
+    x: Tensor,
+    bits: int,
+    inverse_step: Tensor | None = None,
+    shift: Tensor | None = None,
+    index: Tensor | None = None,
+    hadamard_block: int | None = None,
+) -> Tensor:
+    return _coded(x, x.shape[-1], bits, index, True)[0]
+
+
+@_fake("rms_norm_quantize")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    bits: int,
+    residual: Tensor | None = None,
+    index: Tensor | None = None,
+    shift: Tensor | None = None,
+    static_scale: bool = False,
+    clip: float = 1.0,
+    gain_offset: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, scale = _coded(x, x.shape[-1], bits, index, static_scale)
+    return q, scale, x.new_empty((0,) if residual is None else x.shape)
+
+
+@_fake("gated_quantize")
+def _(
+    gate_up: Tensor,
+    bits: int,
+    activation: str = "silu",
+    hadamard_block: int | None = None,
+    inverse_step: Tensor | None = None,
+    shift: Tensor | None = None,
+    index: Tensor | None = None,
+    static_scale: bool = False,
+    clip: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    return _coded(gate_up, gate_up.shape[-1] // 2, bits, index, static_scale)
+
+
 @_fake("kv4_quantize")
 def _(x: Tensor, clip: float = 1.0) -> tuple[Tensor, Tensor]:
     packed = x.new_empty((*x.shape[:-1], _blocks(x.shape[-1], 2)), dtype=torch.uint8)
@@ -193,3 +245,78 @@ def _(x: Tensor, clip: float = 1.0) -> tuple[Tensor, Tensor]:
 def _(packed: Tensor, params: Tensor, dtype: torch.dtype | None = None, d: int | None = None) -> Tensor:
     d = 2 * packed.shape[-1] if d is None else d
     return packed.new_empty((*packed.shape[:-1], d), dtype=dtype or torch.float32)
+
+
+@_fake("kv4_append")
+def _(
+    key: Tensor,
+    value: Tensor,
+    slots: Tensor,
+    key_codes: Tensor,
+    key_params: Tensor,
+    value_codes: Tensor,
+    value_params: Tensor,
+    clip: float = 1.0,
+    key_block: int | None = None,
+) -> None:
+    return None
+
+
+@_fake("kv4_rope_append")
+def _(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    slots: Tensor,
+    key_codes: Tensor,
+    key_params: Tensor,
+    value_codes: Tensor,
+    value_params: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    clip: float = 1.0,
+    key_block: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, d = qkv.shape[0], qkv.shape[1] // (heads + 2 * kv_heads)
+    q, k, v = (qkv.new_empty((tokens, h, d)) for h in (heads, kv_heads, kv_heads))
+    return q, k, v
+
+
+@_fake("kv4_attention")
+def _(
+    q: Tensor,
+    key_codes: Tensor,
+    key_params: Tensor,
+    value_codes: Tensor,
+    value_params: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    softmax_scale: float,
+) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@_fake("kv4_attend")
+def _(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    key_codes: Tensor,
+    key_params: Tensor,
+    value_codes: Tensor,
+    value_params: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    softmax_scale: float,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    clip: float = 1.0,
+    key_block: int | None = None,
+) -> Tensor:
+    return qkv.new_empty((qkv.shape[0], qkv.shape[1] // (heads + 2 * kv_heads) * heads))

@@ -12,186 +12,62 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..nn import Fp4Linear, Int4Linear, Int8Linear, QuantizedLinear, WeightOnlyLinear
 from ..recipes import Recipe
 from ..recipes.recipe import LLM_FP4
 from ..transforms.architectures import DecoderLayout, LayerParts
 from ..transforms.rotation import OnlineHadamard
-from .choice import quantize_weights
-from .gptq import Hessian
-from .grid import INT4_FULL, INT8, FloatGrid, Grid
-from .llm_fp4 import Fp4Activation, Fp4Options, fold, search
-from .rtn import activation_clip_search
-from .weight import FloatWeight, QuantizedWeight
+from .mergequant import StaticStage
+from .stages import LlmFp4Stage, Stage
 
-CLIP_GRID = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
-_CLIP_TOKENS = 1024  # tokens that the clip search looks at
-_CHUNK_TOKENS = 2048  # tokens transformed at a time
 _ACTIVATION_BYTES = 640 << 20  # of one layer's widest tensors, per micro-batch
-_OUTLIER = 8.0  # tokens of more than this many median norms do not count in the mean
 
 
 class _Stop(Exception):
     """Raised by a stage that has taken its input and needs nothing of the rest of the layer."""
 
 
-class Stage:
-    """Linears of one layer that share an input: gathers statistics of it, then replaces them."""
-
-    def __init__(self, linears: list[nn.Linear], recipe: Recipe, online: OnlineHadamard | None):
-        self.linears, self.recipe, self.online = linears, recipe, online
-        self.hessian: Hessian | None = None
-        self.shift: Tensor | None = None
-        self.clip = recipe.activation_clip
-        self.modules: list[QuantizedLinear] | None = None
-
-    def add(self, x: Tensor) -> None:
-        """x: [..., K] inputs of the linears as they come. The first call fixes shift and clip."""
-        x = x.detach().reshape(-1, x.shape[-1])
-        first = self.hessian is None
-        if first:
-            self.hessian = Hessian(x.shape[1], x.device)
-            if self.recipe.mean_shift:
-                self.shift = _robust_mean(x)
-            if self.clip is None:
-                sample = self._transform(x[:: max(1, x.shape[0] // _CLIP_TOKENS)].float())
-                grid = activation_grid(self.recipe)
-                self.clip = activation_clip_search(sample, self._weight(), CLIP_GRID, grid)
-        if self.recipe.weight_method == "gptq":
-            for part in x.split(_CHUNK_TOKENS):
-                h = self._transform(part.float())
-                if self.recipe.quantized_calibration:
-                    h = fake_quantize(h, activation_grid(self.recipe), self.clip)
-                self.hessian.add(h)
-
-    def finish(self) -> None:
-        """Quantise the weights, build the layers that replace the linears."""
-        weights = [linear.weight.detach().float() for linear in self.linears]
-        h = self.hessian.matrix() if self.recipe.weight_method == "gptq" else None
-        quantized = quantize_weights(weights, self.recipe, h)
-        self.hessian = None
-        mean = None if self.shift is None else self._transform_only(self.shift)
-        self.modules = []
-        for linear, w, q in zip(self.linears, weights, quantized, strict=True):
-            bias = None if linear.bias is None else linear.bias.detach().float()
-            if mean is not None:
-                bias = w @ mean if bias is None else bias + w @ mean
-            how = (self.recipe, self.clip, bias, self.online, self.shift)
-            self.modules.append(build_module(q, linear, *how))
-
-    def forward(self, index: int, x: Tensor) -> Tensor:
-        """What linear `index` computes now that it is quantised."""
-        if self.recipe.quantized_calibration:
-            return self.modules[index](x)
-        module = self.modules[index]
-        return nn.functional.linear(self._transform(x.float()), module.dequantize(), module.bias).to(x.dtype)
-
-    def _weight(self) -> Tensor:  # fp32 [sum of N, K]
-        return torch.cat([linear.weight.detach().float() for linear in self.linears])
-
-    def _transform(self, x: Tensor) -> Tensor:
-        return self._transform_only(x if self.shift is None else x - self.shift)
-
-    def _transform_only(self, x: Tensor) -> Tensor:
-        return x if self.online is None else self.online.apply(x)
-
-
-class LlmFp4Stage(Stage):
-    """A stage of LLM-FP4: keeps the inputs themselves, by which activation and weights are searched."""
-
-    def __init__(self, linears: list[nn.Linear], recipe: Recipe, online: OnlineHadamard | None):
-        super().__init__(linears, recipe, online)
-        self.inputs: list[Tensor] = []
-
-    def add(self, x: Tensor) -> None:
-        """x: [..., K] inputs of the linears as they come."""
-        x = x.detach().reshape(-1, x.shape[-1])
-        self.inputs += [self._transform(part.float()) for part in x.split(_CHUNK_TOKENS)]
-
-    def finish(self) -> None:
-        """Search, build the layers that replace the linears."""
-        x, self.inputs = torch.cat(self.inputs), []
-        found = search(x, [linear.weight for linear in self.linears], fp4_options(self.recipe))
-        self.modules = []
-        for linear, q in zip(self.linears, found.weights, strict=True):
-            bias = None if linear.bias is None else linear.bias.detach().float()
-            how = (self.recipe, 1.0, bias, self.online, None, found.activation)
-            self.modules.append(build_module(q, linear, *how))
-
-    def forward(self, index: int, x: Tensor) -> Tensor:
-        """What linear `index` computes now that it is quantised."""
-        if self.recipe.quantized_calibration:
-            return self.modules[index](x)
-        module = self.modules[index]
-        shift = getattr(module, "input_exponent", None)
-        w = fold(module.dequantize(), None if shift is None else -shift)
-        return nn.functional.linear(self._transform(x.float()), w, module.bias).to(x.dtype)
-
-
-def fp4_options(recipe: Recipe) -> Fp4Options:
-    """What LLM-FP4 searches for a recipe."""
-    compensate, formats = recipe.weight_method == "llm-fp4-gptq", recipe.weight_formats
-    if recipe.activation_bits != 4:
-        return Fp4Options(None, pre_shift=False, gptq=compensate, weight_formats=formats)
-    how = "tensor" if recipe.static_activations else "token"
-    return Fp4Options(how, recipe.pre_shift, True, compensate, formats, recipe.activation_formats)
-
-
-def build_module(
-    q: QuantizedWeight, linear: nn.Linear, recipe: Recipe, clip: float, bias: Tensor | None,
-    online: OnlineHadamard | None, shift: Tensor | None = None, activation: Fp4Activation | None = None,
-) -> QuantizedLinear:
-    """The quantised layer that takes `linear`'s place."""
-    block = None if online is None else online.block or 0
-    dtype = linear.weight.dtype
-    if recipe.activation_bits == 16:
-        return WeightOnlyLinear.from_weight(q, bias, block, dtype)
-    if activation is not None:
-        how = (activation.format, activation.clip, block, activation.scale, activation.exponent, dtype)
-        return Fp4Linear.from_weight(q, bias, *how)
-    if isinstance(q, FloatWeight):
-        activation = recipe.activation_format or "int8"
-        return Fp4Linear.from_weight(q, bias, activation, clip, input_hadamard=block, dtype=dtype)
-    kind = Int4Linear if recipe.weight_bits == 4 else Int8Linear
-    return kind.from_codes(
-        q.codes, q.scale, q.group_scale, bias, recipe.activation_bits, q.group_size, clip,
-        input_hadamard=block, input_shift=shift, dtype=dtype,
-    )
-
-
-def activation_grid(recipe: Recipe) -> Grid:
-    """The values of the codes that the layers give their inputs: -8..7, -127..127 or those of a float."""
-    if recipe.activation_format is not None:
-        return FloatGrid(recipe.activation_format)
-    return INT4_FULL if recipe.activation_bits == 4 else INT8
-
-
-def fake_quantize(x: Tensor, grid: Grid, clip: float) -> Tensor:
-    """x fp32 [T, K] rounded to the values that the per-token quantiser of the layers can represent."""
-    scale = x.abs().amax(1, keepdim=True).mul_(clip / grid.max).clamp_min_(torch.finfo(torch.float32).tiny)
-    return grid.round_(x / scale).mul_(scale)
-
-
 def calibrate(
     layout: DecoderLayout, recipe: Recipe, batches: list[Tensor], online: dict[nn.Linear, OnlineHadamard],
-    report: Callable[[], None],
-) -> None:
-    """Quantise every layer in place. batches: token ids [b, s]; report: called after each layer."""
+    report: Callable[[], None], prefix: int = 0,
+) -> list[dict]:
+    """Quantise every layer in place. batches: token ids [b, s]; report: called after each layer. prefix: the
+    first tokens of every sequence, which stay exact and are left out of the statistics. Returns what was
+    decided, a dict per linear, where the recipe leaves something to decide.
+    """
     batches = _micro_batches(batches, layout.intermediate_size)
     hidden, arguments = capture_inputs(layout, batches)
+    decisions: list[dict] = []
     for i, parts in enumerate(layout.layers):
         original = next(parts.module.parameters()).dtype
-        kind = LlmFp4Stage if recipe.weight_method in LLM_FP4 else Stage
-        stages = [
-            kind([getattr(parts, key) for key in keys], recipe, online.get(getattr(parts, keys[0])))
-            for keys in LayerParts.STAGES
-        ]
-        _run_layer(parts, stages, hidden, [a[i] for a in arguments])
+        stages: list[Stage] = []
+        for keys in LayerParts.STAGES:
+            stages.append(_stage(parts, keys, i, recipe, online, stages, layout.head_dim))
+        _run_layer(parts, stages, hidden, [a[i] for a in arguments], prefix)
         for keys, stage in zip(LayerParts.STAGES, stages, strict=True):
             for key, module in zip(keys, stage.modules, strict=True):
                 parts.module.set_submodule(LayerParts.PATHS[key], module)
+            stage.commit()
+            if prefix and (step := stage.value_step()) is not None:
+                stored = layout.decoder.lowbit_prefix[i, 1]  # values [H, P, D], as v_proj now gives them
+                stored.div_(step.view(stored.shape[0], 1, -1))
+            decisions += stage.report
         parts.module.to(original)  # calibration ran it in fp32
         report()
+    return decisions
+
+
+def _stage(
+    parts: LayerParts, keys: tuple[str, ...], layer: int, recipe: Recipe, online: dict,
+    earlier: list[Stage], head_dim: int,
+) -> Stage:
+    linears = [getattr(parts, key) for key in keys]
+    common = (linears, recipe, online.get(linears[0]))
+    if recipe.static_channels:
+        norm = {"q": parts.input_norm, "gate": parts.mlp_norm}.get(keys[0])
+        names = [f"{layer}.{LayerParts.PATHS[key]}" for key in keys]
+        values = (earlier[0], 2, head_dim) if recipe.migrate_values and keys == ("o",) else None
+        return StaticStage(*common, norm, names, values)
+    return LlmFp4Stage(*common) if recipe.weight_method in LLM_FP4 else Stage(*common)
 
 
 def capture_inputs(layout: DecoderLayout, batches: list[Tensor]) -> tuple[list[Tensor], list[list[dict]]]:
@@ -221,18 +97,25 @@ def capture_inputs(layout: DecoderLayout, batches: list[Tensor]) -> tuple[list[T
     return hidden, arguments
 
 
-def _run_layer(parts: LayerParts, stages: list[Stage], hidden: list[Tensor], arguments: list[dict]) -> None:
+def _run_layer(
+    parts: LayerParts, stages: list[Stage], hidden: list[Tensor], arguments: list[dict], prefix: int
+) -> None:
     """Quantise the stages in order and replace `hidden` by the layer's outputs."""
     single = len(hidden) == 1
 
     def route(stage: Stage, index: int) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
             if stage.modules is None:
-                stage.add(x)
+                stage.add(x[:, prefix:])
                 if not single:
                     raise _Stop
                 stage.finish()
-            return stage.forward(index, x)
+            y = stage.forward(index, x[:, prefix:])
+            if not prefix:
+                return y
+            first = x[:, :prefix] if stage.online is None else stage.online.apply(x[:, :prefix])
+            linear = stage.linears[index]
+            return torch.cat((nn.functional.linear(first, linear.weight, linear.bias), y), 1)
 
         return forward
 
@@ -273,9 +156,3 @@ def _micro_batches(batches: list[Tensor], width: int) -> list[Tensor]:
         else:
             merged.append(ids)
     return [part for ids in merged for part in ids.split(max(1, tokens // ids.shape[1]))]
-
-
-def _robust_mean(x: Tensor) -> Tensor:
-    """fp32 [K]: mean over tokens [T, K], without those of massive norm."""
-    norm = x.float().norm(dim=1)
-    return x[norm <= _OUTLIER * norm.median()].float().mean(0)

@@ -20,6 +20,7 @@ class Recipe:
     weight_bits: int = 4  # 4, 6 or 8
     activation_bits: int = 4  # 4 or 8, symmetric per token; 16 = not quantised
     kv_bits: int = 16  # 4 or 16, asymmetric per token and head
+    head_bits: int = 16  # 8 = lm_head in int8, per output channel, and its input per token; 16 = as it is
     group_size: int | None = None  # None = one scale per output channel; 32, 64, 128 = also one per group
     rotate: bool = False  # QuaRot's R1, R2, R4, and R3 in a 4-bit cache
     weight_method: str = "rtn"  # "rtn", "gptq", "llm-fp4" or "llm-fp4-gptq"
@@ -33,18 +34,30 @@ class Recipe:
     activation_format: str | None = None  # a 4-bit float format, or "fp4" (LLM-FP4 alone); None = integers
     static_activations: bool = False  # LLM-FP4: one scale per layer instead of one per token
     pre_shift: bool = False  # LLM-FP4: powers of two per input channel, folded into the weights
+    rotate_residual: bool = True  # with `rotate`: R1; without it R2, R3 and R4 alone
+    static_channels: bool = False  # MergeQuant: static steps per input channel, folded into norms and weights
+    static_sites: str = "best"  # of it: "norm" = linears behind norms, "all", or "best" = also where it helps
+    split: float | None = None  # of it: channels beyond this many medians are split into copies
+    split_growth: float = 0.1  # of it: by how much the copies may widen a layer
+    dither: bool = True  # of it: copies round at different places
+    prune: bool = False  # of it: as many channels are dropped as copies are added
+    migrate_values: bool = False  # of it: o_proj's steps go into v_proj's output channels
+    prefix: bool = False  # one exact token, its keys and values stored, comes before every sequence
+    rank: int = 0  # of it: of the compensation of the weights' rounding
     scale_format: str | None = None  # of groups under unquantised activations: "fp16", "e8m0" or "mx"
 
     def __post_init__(self):
         _expect("weight_bits", self.weight_bits, (4, 6, 8))
         _expect("activation_bits", self.activation_bits, (4, 8, 16))
         _expect("kv_bits", self.kv_bits, (4, 16))
+        _expect("head_bits", self.head_bits, (8, 16))
         _expect("weight_method", self.weight_method, ("rtn", "gptq", *LLM_FP4))
         _expect("group_size", self.group_size, (None, *GROUP_SIZES))
         if self.weight_bits == 8 and self.group_size is not None:
             raise ValueError(f"group_size: expected None with weight_bits 8, got {self.group_size}")
         self._check_formats()
         self._check_llm_fp4()
+        self._check_static()
         for field in ("activation_clip", "kv_clip"):
             value = getattr(self, field)
             if not (value is None and field == "activation_clip") and not 0.0 < value <= 1.0:
@@ -95,6 +108,31 @@ class Recipe:
                 got = f"{self.weight_method} with {self.activation_bits} activation bits"
                 raise ValueError(f"{field}: expected llm-fp4 with 4 activation bits, got {got}")
 
+    def _check_static(self) -> None:
+        """What only static channels have, and what they need."""
+        _expect("static_sites", self.static_sites, ("norm", "best", "all"))
+        static = self.static_channels
+        if static and (self.weight_bits != 4 or self.activation_bits == 16 or self.weight_format is not None):
+            got = f"{self.weight_format or self.weight_bits} and {self.activation_bits} bits"
+            raise ValueError(f"static_channels: expected int4 weights, 4- or 8-bit activations, got {got}")
+        if static and self.weight_method != "gptq":
+            raise ValueError(f"static_channels: expected weight_method gptq, got {self.weight_method}")
+        for field in ("split", "rank", "prune", "migrate_values"):
+            value = getattr(self, field)
+            if value and not static:
+                raise ValueError(f"{field}: expected it with static_channels alone, got {value}")
+        if self.split is not None and not self.split > 0:
+            raise ValueError(f"split: expected None or a value above 0, got {self.split}")
+        if self.prune and self.split is None:
+            raise ValueError("prune: expected it with split alone, got split None")
+        if not self.split_growth >= 0:
+            raise ValueError(f"split_growth: expected 0 or more, got {self.split_growth}")
+        if self.rank < 0:
+            raise ValueError(f"rank: expected 0 or more, got {self.rank}")
+        if self.prefix and (self.kv_bits != 4 or not self.needs_calibration):
+            got = f"kv_bits {self.kv_bits}, weight_method {self.weight_method}"
+            raise ValueError(f"prefix: expected it with a 4-bit cache and calibration, got {got}")
+
     @property
     def weight_formats(self) -> tuple[str, ...]:
         """The float formats that a layer may take; () for integers."""
@@ -109,7 +147,8 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether `lowbit.quantize` needs token ids to run on."""
-        return self.weight_method != "rtn" or self.mean_shift or self.activation_clip is None
+        free = self.mean_shift or self.static_channels or self.activation_clip is None
+        return self.weight_method != "rtn" or free
 
     def to_dict(self) -> dict:
         """Plain JSON types."""
@@ -162,7 +201,7 @@ def _build() -> dict[str, Recipe]:
     for base in ("quarot gptq w4a4kv4", "quarot gptq w4a8kv4"):
         recipes |= {f"{base} g{g}": replace(recipes[base], group_size=g) for g in GROUP_SIZES}
     recipes |= {f"{n} +shift": replace(r, mean_shift=True) for n, r in recipes.items() if "gptq" in n}
-    recipes |= _weight_only() | _llm_fp4()
+    recipes |= _weight_only() | _llm_fp4() | _mergequant()
     return {name: replace(recipe, name=name) for name, recipe in recipes.items()}
 
 
@@ -201,6 +240,21 @@ def _llm_fp4() -> dict[str, Recipe]:
             dynamic, rotate=True, kv_bits=4, weight_method="llm-fp4-gptq"
         ),
     }
+
+
+def _mergequant() -> dict[str, Recipe]:
+    unsplit = Recipe(
+        rotate=True, kv_bits=4, weight_method="gptq", activation_clip=None, static_channels=True,
+        mean_shift=True, head_bits=8,
+    )  # fmt: skip
+    split = replace(unsplit, split=1.5)
+    recipes = {}
+    for suffix, residual in (("", True), (" no-r1", False)):
+        four = replace(split, rotate_residual=residual)
+        recipes[f"mergequant w4a4{suffix}"] = four
+        recipes[f"mergequant w4a4{suffix} no-split"] = replace(unsplit, rotate_residual=residual)
+        recipes[f"mergequant w4a8{suffix}"] = replace(four, activation_bits=8)
+    return recipes
 
 
 _RECIPES = _build()

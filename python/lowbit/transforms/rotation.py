@@ -59,30 +59,40 @@ def fold_norms(layout: DecoderLayout) -> None:
     _fold(layout.final_norm, [layout.head])
 
 
-def rotate(layout: DecoderLayout, seed: int = 0) -> dict[nn.Linear, OnlineHadamard]:
+def rotate(
+    layout: DecoderLayout, seed: int = 0, residual: bool = True
+) -> dict[nn.Linear, OnlineHadamard]:
     """Fold norms, fuse R1 and R2, transform down_proj for R4. In place; the model computes the same function.
+
+    residual: whether to do R1; without it norms and embeddings stay as they are.
 
     Sizes without a Hadamard matrix get a block-diagonal one (largest divisor that has one). Returns, per
     linear with an online transform, the hook that performs it (already registered).
     """
-    untie_embeddings(layout)
-    fold_norms(layout)
     generator = torch.Generator().manual_seed(seed)
     sign = _signs(layout.hidden_size, generator)
-    block = largest_block(layout.hidden_size)
-    _rotate_rows(layout.embedding.weight, sign, block)
-    _rotate_rows(layout.head.weight, sign, block)
+    if residual:
+        untie_embeddings(layout)
+        fold_norms(layout)
+        _rotate_residual(layout, sign)
     online = {}
     for layer in layout.layers:
-        for reader in (layer.q, layer.k, layer.v, layer.gate, layer.up):
-            _rotate_rows(reader.weight, sign, block)
-        for writer in (layer.o, layer.down):
-            _rotate_columns(writer, sign, block)
         _rotate_heads(layer.v, layer.o, layout.head_dim, generator)
         ff = largest_block(layout.intermediate_size)
         _rotate_rows(layer.down.weight, None, ff)
         online[layer.down] = OnlineHadamard(layer.down, None if ff == layout.intermediate_size else ff)
     return online
+
+
+def _rotate_residual(layout: DecoderLayout, sign: Tensor) -> None:
+    block = largest_block(layout.hidden_size)
+    _rotate_rows(layout.embedding.weight, sign, block)
+    _rotate_rows(layout.head.weight, sign, block)
+    for layer in layout.layers:
+        for reader in (layer.q, layer.k, layer.v, layer.gate, layer.up):
+            _rotate_rows(reader.weight, sign, block)
+        for writer in (layer.o, layer.down):
+            _rotate_columns(writer, sign, block)
 
 
 def key_block(head_dim: int) -> int:

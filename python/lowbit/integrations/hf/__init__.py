@@ -2,10 +2,11 @@
 
 from .cache import CacheHook, Int4Cache, Int4Layer
 from .config import LowbitConfig
+from .fused import FusedCache, fuse, unfuse
 from .model import attach, install_runtime, save_pretrained
 from .quantizer import LowbitQuantizer
 
 __all__ = [
-    "CacheHook", "Int4Cache", "Int4Layer", "LowbitConfig", "LowbitQuantizer", "attach", "install_runtime",
-    "save_pretrained",
+    "CacheHook", "FusedCache", "Int4Cache", "Int4Layer", "LowbitConfig", "LowbitQuantizer", "attach", "fuse",
+    "install_runtime", "save_pretrained", "unfuse",
 ]

@@ -1,5 +1,7 @@
 """Int4Cache: a transformers cache of 4-bit keys and values (QuaRot, arXiv 2404.00456, section 4.2)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
@@ -7,6 +9,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from lowbit import ops
 
 _MIN_CAPACITY = 64
+PREFIX = "lowbit_prefix"  # the decoder's buffer of exact keys and values: [layers, 2, H, P, D]
+PREFIX_TOKENS = 1
 
 
 class _Packed:
@@ -52,12 +56,21 @@ def _grow(buffer: Tensor | None, like: Tensor, length: int, new: int) -> Tensor:
 
 
 class Int4Layer(DynamicLayer):
-    """Keys and values of one attention layer. clip: share of a vector's range; key_block: of R3, or None."""
+    """Keys and values of one attention layer. clip: share of a vector's range; key_block: of R3, or None.
 
-    def __init__(self, clip: float = 1.0, key_block: int | None = None):
+    prefix: [2, H, P, D], keys and values of P tokens that come before all others and are not quantised.
+    exact_prefill: as in `Int4Cache`.
+    """
+
+    def __init__(
+        self, clip: float = 1.0, key_block: int | None = None, prefix: Tensor | None = None,
+        exact_prefill: bool = False,
+    ):
         super().__init__()
+        self.exact_prefill = exact_prefill
         self._packed_keys, self._packed_values = _Packed(clip, key_block), _Packed(clip, None)
-        self._length = 0
+        self._length, self._prefix = 0, prefix
+        self.prefix_length = 0 if prefix is None else prefix.shape[2]
         self.dtype, self.device = None, None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -72,22 +85,28 @@ class Int4Layer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         out = []
-        for packed, x in ((self._packed_keys, key_states), (self._packed_values, value_states)):
+        packs = (self._packed_keys, key_states), (self._packed_values, value_states)
+        for side, (packed, x) in enumerate(packs):
             with torch.no_grad():
                 packed.append(x, self._length)
                 full = packed.read(self._length + x.shape[-2], x.dtype)
-            if torch.is_grad_enabled() and x.requires_grad:
+            if self.exact_prefill and x.shape[-2] > 1:
+                full = torch.cat((full[:, :, : self._length], x), 2)
+            elif torch.is_grad_enabled() and x.requires_grad:
                 new = full[:, :, self._length :]
                 full = torch.cat((full[:, :, : self._length], x + (new - x.detach())), 2)
+            if self._prefix is not None:
+                first = self._prefix[side].to(full).expand(full.shape[0], -1, -1, -1)
+                full = torch.cat((first, full), 2)
             out.append(full)
         self._length += key_states.shape[-2]
         return out[0], out[1]
 
     def get_seq_length(self, *args) -> int:
-        return self._length
+        return self.prefix_length + self._length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._length + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     @property
     def batch_size(self) -> int:
@@ -103,7 +122,9 @@ class Int4Layer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Negative: drop that many of the last tokens. Positive: keep at most that many (as once)."""
-        keep = self._length + tokens_to_remove if tokens_to_remove <= 0 else tokens_to_remove
+        keep = tokens_to_remove - self.prefix_length
+        if tokens_to_remove <= 0:
+            keep = self._length + tokens_to_remove
         self._length = max(0, min(self._length, keep))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -128,18 +149,40 @@ class Int4Cache(Cache):
     """A cache of `Int4Layer`s, created as layers appear.
 
     clip: share of each vector's range that the 16 levels span, in (0, 1]. key_block: block size of the
-    Hadamard that keys get before quantisation and lose after it (R3), None for none. It suits any attention
-    that reads keys and values through `Cache.update`.
+    Hadamard that keys get before quantisation and lose after it (R3), None for none. prefix: [layers, 2, H,
+    P, D], exact keys and values of P tokens before all others; they count in the cache's length.
+    exact_prefill: a prompt (any update of several tokens) attends to its own keys and values before they are
+    rounded, as under `lowbit.fuse`. It suits any attention that reads keys and values through `Cache.update`.
     """
 
-    def __init__(self, clip: float = 0.95, key_block: int | None = None):
+    def __init__(
+        self, clip: float = 0.95, key_block: int | None = None, prefix: Tensor | None = None,
+        exact_prefill: bool = False,
+    ):
         if not 0.0 < clip <= 1.0:
             raise ValueError(f"clip: expected a value in (0, 1], got {clip}")
-        self.clip, self.key_block = clip, key_block
+        self.clip, self.key_block, self.prefix, self.exact_prefill = clip, key_block, prefix, exact_prefill
         super().__init__(layer_class_to_replicate=self._new_layer)
 
     def _new_layer(self) -> Int4Layer:
-        return Int4Layer(self.clip, self.key_block)
+        first = None if self.prefix is None else self.prefix[len(self.layers)]
+        return Int4Layer(self.clip, self.key_block, first, self.exact_prefill)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens held, the prefix among them, even before the first update."""
+        if not self.layers:
+            return 0 if self.prefix is None else self.prefix.shape[3]
+        return super().get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """As in the base, with a prefix counted before the first update."""
+        if not self.layers:
+            return self.get_seq_length() + query_length, 0
+        return super().get_mask_sizes(query_length, layer_idx)
+
+    def get_query_offset(self, layer_idx: int) -> int:
+        """As in the base, with a prefix counted before the first update."""
+        return super().get_query_offset(layer_idx) if self.layers else self.get_seq_length()
 
     def nbytes(self) -> int:
         """Bytes held by all layers."""
@@ -156,9 +199,28 @@ class CacheHook:
 
     def __init__(self, clip: float, key_block: int | None):
         self.clip, self.key_block = clip, key_block
+        self.factory: Callable[[], Cache] | None = None  # makes another kind of cache (a fused model's)
+
+    def plain_cache(self, prefix: Tensor | None = None) -> Int4Cache:
+        """An empty cache for the model's own attention."""
+        return Int4Cache(self.clip, self.key_block, prefix)
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        cache = kwargs.get("past_key_values")
+        cache, prefix = kwargs.get("past_key_values"), getattr(module, PREFIX, None)
         if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
-            kwargs = {**kwargs, "past_key_values": Int4Cache(self.clip, self.key_block)}
+            cache = self.factory() if self.factory else self.plain_cache(prefix)
+            kwargs = {**kwargs, "past_key_values": cache}
+        if isinstance(cache, Int4Cache) and cache.prefix is not None:
+            kwargs = _behind_prefix(kwargs, cache.prefix.shape[3])
         return args, kwargs
+
+
+def _behind_prefix(kwargs: dict, length: int) -> dict:
+    """Masks and positions as callers know them, who see nothing of the prefix, made to count it."""
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    changed = {}
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        changed["attention_mask"] = torch.cat((mask.new_ones(mask.shape[0], length), mask), 1)
+    if positions is not None:
+        changed["position_ids"] = positions + length
+    return {**kwargs, **changed}

@@ -17,6 +17,7 @@ from .config import build_layer
 _MAX_HEADER = 100_000_000
 _DTYPES = {
     torch.uint8: "U8", torch.int8: "I8", torch.int64: "I64", torch.float16: "F16", torch.float32: "F32",
+    torch.int32: "I32",
 }  # fmt: skip
 _WEIGHT_FILES = re.compile(r"^(model|pytorch_model)[^/]*\.(safetensors|bin|index\.json)$")
 

@@ -7,18 +7,19 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, regis
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ... import formats
-from ...nn import Fp4Linear, Int4Linear, Int8Linear, QuantizedLinear, WeightOnlyLinear
+from ...nn import Fp4Linear, Int4Linear, Int8Linear, QuantizedLinear, StaticInt4Linear, WeightOnlyLinear
 from ...recipes import Recipe
 
 QUANT_METHOD = "lowbit"
 LAYER_TYPES = {
     "int4": Int4Linear, "int8": Int8Linear, "weight_only": WeightOnlyLinear, "fp4": Fp4Linear,
+    "static_int4": StaticInt4Linear,
 }  # fmt: skip
 _OPTION_TYPES = {  # of the layers' options
     "in_features": int, "out_features": int, "bias": bool, "activation_bits": int,
     "group_size": (int, type(None)), "clip": (int, float), "input_hadamard": (int, type(None)),
     "mean_shift": bool, "weight_format": str, "activation_format": str, "scale_format": (str, type(None)),
-    "static_scale": bool, "pre_shift": bool,
+    "static_scale": bool, "pre_shift": bool, "gathered": (int, type(None)), "input_step": bool, "rank": int,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 
 from ...nn import QuantizedLinear
 from ...recipes import Recipe
+from .cache import PREFIX, PREFIX_TOKENS
 from .checkpoint import check_files
 from .config import QUANT_METHOD, build_layer, skeleton_check
 from .model import install_runtime
@@ -40,6 +41,13 @@ class LowbitQuantizer(HfQuantizer):
             layer = build_layer(spec, module.weight.dtype)
             layer.requires_grad_(False)
             model.set_submodule(name, layer)
+        if Recipe.from_dict(self.quantization_config.recipe).prefix:
+            c = model.config.get_text_config()
+            heads = c.num_key_value_heads
+            head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+            shape = (c.num_hidden_layers, 2, heads, PREFIX_TOKENS, head_dim)
+            dtype = model.get_input_embeddings().weight.dtype
+            model.base_model.register_buffer(PREFIX, torch.empty(shape, dtype=dtype, device="meta"))
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, *args, **kwargs):
@@ -75,6 +83,8 @@ def _check_complete(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
             tensors |= {f"{name}.{key}": value for key, value in module.named_buffers()}
+    if (prefix := getattr(model.base_model, PREFIX, None)) is not None:
+        tensors[f"{model.base_model_prefix}.{PREFIX}"] = prefix
     for key, tensor in tensors.items():
         if tensor is not None and not getattr(tensor, "_is_hf_initialized", False) and key not in tied:
             shape = list(tensor.shape)

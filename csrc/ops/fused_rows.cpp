@@ -1,0 +1,99 @@
+#include "fused_rows.h"
+
+namespace lowbit::ops {
+namespace {
+
+const float* floats(const OptTensor& t) {
+  return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr;
+}
+
+// The kernels read where the index says.
+void check_index(const char* op, const RowCodes& codes) {
+  if (!codes.index) return;
+  const int32_t* index = static_cast<const int32_t*>(codes.index->const_data_ptr());
+  int32_t low = 0, high = 0;
+  for (int64_t j = 0; j < codes.k; ++j) {
+    low = index[j] < low ? index[j] : low;
+    high = index[j] > high ? index[j] : high;
+  }
+  check(low >= 0 && (high < codes.n || !codes.k), op, ": index has values ", low, " to ", high,
+        ", expected 0 to ", codes.n - 1);
+}
+
+struct Codes {
+  Tensor q, scale;
+};
+
+// p holds what makes the values of the rows.
+Codes run(const char* op, const char* arg, cpu::FusedRowsParams& p, int64_t rows, const RowCodes& codes,
+          const std::optional<Transform>& t, decltype(cpu::Kernels::static_rows) cpu::Kernels::* kernel) {
+  check_index(op, codes);
+  Codes out{empty(codes.q, codes.q_dtype), empty(codes.scale, ScalarType::Float)};
+  if (t) p.order = t->order, p.two = t->two, p.mix = t->mix;
+  p.n = codes.n;
+  cpu::RowCodesParams& c = p.codes;
+  c.k = codes.k, c.inverse_step = floats(codes.inverse_step), c.shift = floats(codes.shift);
+  if (codes.index) c.index = static_cast<const int32_t*>(codes.index->const_data_ptr());
+  c.bits = codes.bits, c.static_scale = codes.static_scale, c.clip = codes.clip;
+  c.q = out.q.mutable_data_ptr();
+  Workspace finite(codes.static_scale && checked_mode() ? rows * 4 : 0);
+  if (!codes.static_scale) c.scale = static_cast<float*>(out.scale.mutable_data_ptr());
+  else if (checked_mode()) c.scale = finite.as<float>();
+
+  const cpu::Kernels& kernels = cpu::active();
+  const int64_t scratch = (kernels.fused_rows_scratch(p) + 15) / 16 * 16, grain = 1 + 16384 / (codes.n + 1);
+  Workspace work(scratch * 4 * (rows > grain ? threads() : 1));
+  parallel(rows, grain, [&](int64_t thread, int64_t begin, int64_t end) {
+    (kernels.*kernel)(p, work.as<float>() + thread * scratch, begin, end);
+  });
+  if (c.scale) check_finite(c.scale, rows, op, arg);
+  return out;
+}
+
+Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_step, const OptTensor& shift,
+                       const OptTensor& index, std::optional<int64_t> hadamard_block) {
+  constexpr const char* op = "quantize_static";
+  const StaticInput in(op, x, bits, inverse_step, shift, index, hadamard_block);
+  cpu::FusedRowsParams p{};
+  p.x = in.x.const_data_ptr(), p.dtype = in.dtype;
+  return run(op, "x", p, in.rows.count, in.codes, in.transform, &cpu::Kernels::static_rows).q;
+}
+
+std::tuple<Tensor, Tensor, Tensor> rms_norm_quantize(const Tensor& x, const Tensor& weight, double eps,
+                                                     int64_t bits, const OptTensor& residual,
+                                                     const OptTensor& index, const OptTensor& shift,
+                                                     bool static_scale, double clip, double gain_offset) {
+  constexpr const char* op = "rms_norm_quantize";
+  const NormInput in(op, x, weight, eps, bits, residual, index, shift, static_scale, clip, gain_offset);
+  Tensor sum = empty(in.sum, in.x.scalar_type());
+  cpu::FusedRowsParams p{};
+  p.x = in.x.const_data_ptr(), p.dtype = in.dtype;
+  p.weight = static_cast<const float*>(in.weight.const_data_ptr());
+  p.eps = in.eps, p.gain_offset = in.gain_offset;
+  if (in.residual) p.residual = in.residual->const_data_ptr(), p.sum = sum.mutable_data_ptr();
+  const Codes out = run(op, "x", p, in.rows.count, in.codes, std::nullopt, &cpu::Kernels::norm_rows);
+  return {out.q, out.scale, sum};
+}
+
+std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, std::string_view activation,
+                                          std::optional<int64_t> hadamard_block,
+                                          const OptTensor& inverse_step, const OptTensor& shift,
+                                          const OptTensor& index, bool static_scale, double clip) {
+  constexpr const char* op = "gated_quantize";
+  const GatedInput in(op, gate_up, bits, activation, hadamard_block, inverse_step, shift, index, static_scale,
+                      clip);
+  cpu::FusedRowsParams p{};
+  p.x = in.gate_up.const_data_ptr(), p.dtype = in.dtype, p.gelu = in.gelu;
+  const Codes out = run(op, "gate_up", p, in.rows.count, in.codes, in.transform, &cpu::Kernels::gated_rows);
+  return {out.q, out.scale};
+}
+
+}  // namespace
+}  // namespace lowbit::ops
+
+STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
+  using namespace lowbit::ops;
+  m.impl("quantize_static", TORCH_BOX(&quantize_static));
+  m.impl("rms_norm_quantize", TORCH_BOX(&rms_norm_quantize));
+  m.impl("gated_quantize", TORCH_BOX(&gated_quantize));
+}

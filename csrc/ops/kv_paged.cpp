@@ -1,0 +1,212 @@
+// The paged INT4 KV cache on the CPU: appending, with and without norm and RoPE, and decode attention.
+#include "kv_paged.h"
+
+namespace lowbit::ops {
+namespace {
+
+constexpr int64_t kRowWork = 16384, kItemWork = 65536;  // elements that are worth a thread
+
+template <class T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+template <class T>
+const T* values(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+const float* floats(const OptTensor& t) { return t ? values<float>(*t) : nullptr; }
+
+cpu::Kv4Pages pages_of(const Kv4Pages& c, bool written) {
+  cpu::Kv4Pages p{};
+  const auto at = [&](const Tensor& t) {
+    return written ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
+  };
+  p.key_codes = static_cast<uint8_t*>(at(c.key_codes)),
+  p.value_codes = static_cast<uint8_t*>(at(c.value_codes));
+  p.key_params = static_cast<uint16_t*>(at(c.key_params));
+  p.value_params = static_cast<uint16_t*>(at(c.value_params));
+  p.pages = c.pages, p.kv_heads = c.kv_heads, p.page = c.page, p.d = c.d;
+  return p;
+}
+
+void check_slots(const char* op, const int64_t* slots, int64_t tokens, const Kv4Pages& c) {
+  for (int64_t t = 0; t < tokens; ++t)
+    check(slots[t] < c.pages * c.page, op, ": slots[", t, "] is ", slots[t], ", expected less than ",
+          c.pages * c.page, " (", c.pages, " pages of ", c.page, " tokens)");
+}
+
+// LOWBIT_CHECKED=1: what was written into the slots is finite.
+void check_appended(const char* op, const char* arg, const int64_t* slots, int64_t tokens,
+                    const cpu::Kv4Pages& c) {
+  if (!checked_mode()) return;
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t h = 0; h < c.kv_heads && slots[t] >= 0; ++h) {
+      const int64_t at = 2 * (((slots[t] / c.page) * c.kv_heads + h) * c.page + slots[t] % c.page);
+      for (const uint16_t* params : {c.key_params, c.value_params})
+        check((params[at] & 0x7fff) <= 0x7c00, op, ": ", arg, " has NaN or infinity in row ", t,
+              ", expected finite values (LOWBIT_CHECKED)");
+    }
+}
+
+// How many tokens each sequence attends to, and where its splits begin.
+struct Plan {
+  std::vector<int64_t> tokens, first_split;
+  int64_t longest = 0;
+
+  // more: tokens that come on top of `lengths`
+  Plan(const char* op, const Kv4Tables& t, const Kv4Pages& c, int64_t batch, int64_t more)
+      : tokens(size_t(batch)), first_split(size_t(batch + 1)) {
+    const int32_t *lengths = values<int32_t>(t.lengths), *table = values<int32_t>(t.block_table);
+    const int64_t room = t.max_pages * c.page - more;
+    for (int64_t b = 0; b < batch; ++b) {
+      check(lengths[b] >= 0 && lengths[b] <= room, op, ": lengths[", b, "] is ", lengths[b],
+            ", expected 0 to ", room, " (block_table has ", t.max_pages, " pages of ", c.page, " tokens)");
+      tokens[size_t(b)] = lengths[b] + more;
+      for (int64_t i = 0; i * c.page < lengths[b] + more; ++i) {
+        const int64_t page = table[b * t.max_pages + i];
+        check(page >= 0 && page < c.pages, op, ": block_table[", b, ", ", i, "] is ", page,
+              ", expected a page from 0 to ", c.pages - 1);
+      }
+      first_split[size_t(b + 1)] = first_split[size_t(b)] + ceil_div(lengths[b] + more, cpu::kKvSplit);
+      longest = tokens[size_t(b)] > longest ? tokens[size_t(b)] : longest;
+    }
+  }
+};
+
+void append_rows(const cpu::Kv4AppendParams& p, int64_t tokens) {
+  parallel(tokens * p.cache.kv_heads, 1 + kRowWork / (2 * p.cache.d),
+           [&](int64_t, int64_t begin, int64_t end) { cpu::active().kv4_append_rows(p, begin, end); });
+}
+
+void rope_rows(const cpu::Kv4RopeParams& p, int64_t tokens) {
+  const int64_t heads = p.heads + 2 * p.append.cache.kv_heads;
+  parallel(tokens * heads, 1 + kRowWork / p.append.cache.d,
+           [&](int64_t, int64_t begin, int64_t end) { cpu::active().kv4_rope_rows(p, begin, end); });
+}
+
+// p: all but the plan and the workspace
+void attend(cpu::Kv4AttentionParams& p, const Plan& plan, const char* op) {
+  p.tokens = plan.tokens.data(), p.first_split = plan.first_split.data();
+  const cpu::Kernels& kernels = cpu::active();
+  const int64_t splits = plan.first_split.back(), stride = kernels.kv4_partial_floats(p);
+  Workspace work(splits * p.heads * stride * 4);
+  p.partial = work.as<float>();
+  const int64_t length = plan.longest < cpu::kKvSplit ? plan.longest : cpu::kKvSplit;
+  const int64_t item_work = 1 + 2 * length * p.heads / p.cache.kv_heads * p.cache.d;
+  parallel(splits * p.cache.kv_heads, 1 + kItemWork / item_work,
+           [&](int64_t, int64_t begin, int64_t end) { kernels.kv4_attend_items(p, begin, end); });
+  const int64_t merge_work = 1 + p.cache.d * ceil_div(plan.longest, cpu::kKvSplit);
+  parallel(p.batch * p.heads, 1 + kRowWork / merge_work,
+           [&](int64_t, int64_t begin, int64_t end) { kernels.kv4_merge_rows(p, begin, end); });
+  if (!checked_mode()) return;
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t i = plan.first_split[size_t(b)] * p.heads; i < plan.first_split[size_t(b + 1)] * p.heads;
+         ++i) {
+      const float *partial = p.partial + i * stride, sum = partial[1] + partial[stride - 1];
+      check(sum == sum, op, ": q or the cache has NaN or infinity in sequence ", b,
+            ", expected finite values (LOWBIT_CHECKED)");
+    }
+}
+
+void kv4_append(Tensor key, Tensor value, Tensor slots, Tensor key_codes, Tensor key_params,
+                Tensor value_codes, Tensor value_params, double clip, std::optional<int64_t> key_block) {
+  constexpr const char* op = "kv4_append";
+  const Kv4Append in(op, key, value, slots, key_codes, key_params, value_codes, value_params, clip,
+                     key_block);
+  cpu::Kv4AppendParams p{};
+  p.cache = pages_of(in.cache, true), p.dtype = in.dtype;
+  p.key = in.key.const_data_ptr(), p.value = in.value.const_data_ptr(), p.slots = values<int64_t>(in.slots);
+  p.key_block = in.key_block, p.key_scale = key_scale_of(in.key_block), p.clip = in.clip;
+  check_slots(op, p.slots, in.tokens, in.cache);
+  append_rows(p, in.tokens);
+  check_appended(op, "key or value", p.slots, in.tokens, p.cache);
+}
+
+cpu::Kv4RopeParams rope_params(const Kv4Qkv& in, const int64_t* slots) {
+  cpu::Kv4RopeParams p{};
+  p.append.cache = pages_of(in.cache, true), p.append.dtype = in.dtype, p.append.slots = slots;
+  p.append.key_block = in.key_block, p.append.key_scale = key_scale_of(in.key_block), p.append.clip = in.clip;
+  p.qkv = in.qkv.const_data_ptr(), p.heads = in.heads, p.rotary = in.rotary;
+  p.cos = values<float>(in.cos), p.sin = values<float>(in.sin);
+  p.q_norm = floats(in.q_norm), p.k_norm = floats(in.k_norm), p.eps = in.eps;
+  return p;
+}
+
+std::tuple<Tensor, Tensor, Tensor> kv4_rope_append(Tensor qkv, Tensor cos, Tensor sin, int64_t heads,
+                                                   int64_t kv_heads, Tensor slots_in, Tensor key_codes,
+                                                   Tensor key_params, Tensor value_codes, Tensor value_params,
+                                                   OptTensor q_norm, OptTensor k_norm, double eps,
+                                                   double clip, std::optional<int64_t> key_block) {
+  constexpr const char* op = "kv4_rope_append";
+  const Kv4Qkv in(op, qkv, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params,
+                  q_norm, k_norm, eps, clip, key_block);
+  const Tensor slots = slots_of(op, slots_in, in.tokens);
+  cpu::Kv4RopeParams p = rope_params(in, values<int64_t>(slots));
+  check_slots(op, p.append.slots, in.tokens, in.cache);
+  Tensor q = empty({in.tokens, heads, in.d}, qkv.scalar_type());
+  Tensor k = empty({in.tokens, kv_heads, in.d}, qkv.scalar_type());
+  Tensor v = empty({in.tokens, kv_heads, in.d}, qkv.scalar_type());
+  p.q = q.mutable_data_ptr(), p.k = k.mutable_data_ptr(), p.v = v.mutable_data_ptr();
+  rope_rows(p, in.tokens);
+  check_appended(op, "qkv", p.append.slots, in.tokens, p.append.cache);
+  return {q, k, v};
+}
+
+Tensor kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value_codes, Tensor value_params,
+                     Tensor block_table, Tensor lengths, double softmax_scale) {
+  constexpr const char* op = "kv4_attention";
+  const Kv4Attention in(op, q, key_codes, key_params, value_codes, value_params, block_table, lengths,
+                        softmax_scale);
+  const Plan plan(op, in.tables, in.cache, in.batch, 0);
+  Tensor y = empty(shape_of(in.q), q.scalar_type());
+  cpu::Kv4AttentionParams p{};
+  p.cache = pages_of(in.cache, false), p.dtype = in.dtype, p.batch = in.batch, p.heads = in.heads;
+  p.q = in.q.const_data_ptr(), p.y = y.mutable_data_ptr();
+  p.block_table = values<int32_t>(in.tables.block_table), p.max_pages = in.tables.max_pages;
+  p.softmax_scale = in.softmax_scale;
+  attend(p, plan, op);
+  return y;
+}
+
+Tensor kv4_attend(Tensor qkv, Tensor cos, Tensor sin, int64_t heads, int64_t kv_heads, Tensor key_codes,
+                  Tensor key_params, Tensor value_codes, Tensor value_params, Tensor block_table,
+                  Tensor lengths, double softmax_scale, OptTensor q_norm, OptTensor k_norm, double eps,
+                  double clip, std::optional<int64_t> key_block) {
+  constexpr const char* op = "kv4_attend";
+  const Kv4Qkv in(op, qkv, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params,
+                  q_norm, k_norm, eps, clip, key_block);
+  const Kv4Tables tables(op, in.tokens, block_table, lengths);
+  const Plan plan(op, tables, in.cache, in.tokens, 1);
+  const int64_t page = in.cache.page;
+  cpu::Kv4AttentionParams p{};
+  p.cache = pages_of(in.cache, true), p.dtype = in.dtype, p.batch = in.tokens, p.heads = heads;
+  p.block_table = values<int32_t>(tables.block_table), p.max_pages = tables.max_pages;
+  p.softmax_scale = float(softmax_scale);
+  std::vector<int64_t> slots(size_t(in.tokens));
+  for (int64_t b = 0; b < in.tokens; ++b) {
+    const int64_t at = plan.tokens[size_t(b)] - 1;
+    slots[size_t(b)] = p.block_table[b * p.max_pages + at / page] * page + at % page;
+  }
+  cpu::Kv4RopeParams rope = rope_params(in, slots.data());
+  Tensor y = empty({in.tokens, heads * in.d}, qkv.scalar_type());
+  Tensor q = empty({in.tokens, heads * in.d}, qkv.scalar_type());
+  rope.q = q.mutable_data_ptr(), rope.transform_q = true;
+  rope_rows(rope, in.tokens);
+  check_appended(op, "qkv", slots.data(), in.tokens, p.cache);
+  p.q = q.const_data_ptr(), p.y = y.mutable_data_ptr();
+  attend(p, plan, op);
+  return y;
+}
+
+}  // namespace
+}  // namespace lowbit::ops
+
+STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
+  using namespace lowbit::ops;
+  m.impl("kv4_append", TORCH_BOX(&kv4_append));
+  m.impl("kv4_rope_append", TORCH_BOX(&kv4_rope_append));
+  m.impl("kv4_attention", TORCH_BOX(&kv4_attention));
+  m.impl("kv4_attend", TORCH_BOX(&kv4_attend));
+}

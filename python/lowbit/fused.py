@@ -1,0 +1,183 @@
+"""The fused decoder: a layer of quantised linears as eight kernels per step.
+
+    RMSNorm -> codes | q, k, v | RoPE -> append -> attend | o + residual
+    RMSNorm -> codes | gate, up | SiLU -> Hadamard -> codes | down + residual
+
+Linears that share an input are one product; activations cross memory as codes, and residuals are added in the
+products' epilogues. Static layers (MergeQuant, arXiv 2503.07654) need no scale per token; dynamic ones
+(QuaRot, arXiv 2404.00456) take it from the kernel that made the codes. Nothing here knows transformers:
+`integrations.hf.fused` puts it into a model.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowbit import ops
+
+from .nn import QuantizedLinear, StaticInt4Linear
+from .nn.linear import IntegerLinear
+from .transforms.hadamard import hadamard
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+LAUNCHES = 8  # per layer and decode step; one more where o_proj is static or quantises apart from its product
+
+
+class NotFusable(ValueError):
+    """What keeps a model from being fused, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Coder:
+    """How the input of a product becomes codes, as the fused ops take it."""
+
+    bits: int
+    clip: float
+    static: bool
+    index: Tensor | None  # int32 [K']: which channels, in the basis after the Hadamard
+    inverse_step: Tensor | None  # fp32 [K']
+    shift: Tensor | None  # fp32 [K'], in the units of the values that are rounded
+    hadamard_block: int | None
+
+    @classmethod
+    def of(cls, layer: QuantizedLinear) -> "Coder":
+        shift = layer.input_shift if layer.mean_shift else None
+        if isinstance(layer, StaticInt4Linear):
+            index = None if layer.gathered is None else layer.input_index
+            step = layer.input_inverse_step if layer.input_step else None
+            return cls(layer.activation_bits, 1.0, True, index, step, shift, layer.input_hadamard)
+        if shift is not None and layer.input_hadamard is not None:
+            # H (x - s) = H x - H s: the fused ops subtract behind the transform
+            shift = hadamard(shift.double(), layer.input_hadamard or None).float()
+        return cls(layer.activation_bits, layer.clip, False, None, None, shift, layer.input_hadamard)
+
+    def same_input(self, other: "Coder") -> bool:
+        """Whether both make the same codes."""
+        plain = ("bits", "clip", "static", "hadamard_block")
+        if any(getattr(self, key) != getattr(other, key) for key in plain):
+            return False
+        for key in ("index", "inverse_step", "shift"):
+            a, b = getattr(self, key), getattr(other, key)
+            if (a is None) != (b is None) or (a is not None and not torch.equal(a, b)):
+                return False
+        return True
+
+    def norm(self, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
+        """(codes, scale) of an RMSNorm's output. x [T, K]; gain fp32 [K'], see `fold_gain`."""
+        q, scale, _ = ops.rms_norm_quantize(
+            x, gain, eps, self.bits, None, self.index, self.shift, self.static, self.clip
+        )
+        return q, None if self.static else scale
+
+    def gated(self, gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor | None]:
+        """(codes, scale) of activation(gate) * up. gate_up [T, 2 F]."""
+        q, scale = ops.gated_quantize(
+            gate_up, self.bits, activation, self.hadamard_block, self.inverse_step, self.shift, self.index,
+            self.static, self.clip,
+        )  # fmt: skip
+        return q, None if self.static else scale
+
+    def fold_gain(self, gain: Tensor) -> Tensor:
+        """The gain [K] of a norm, gathered, with the steps in it: fp32 [K']."""
+        gain = gain.detach().float()
+        if self.index is not None:
+            gain = gain[self.index.long()]
+        return gain if self.inverse_step is None else gain * self.inverse_step
+
+
+class Product:
+    """Integer linears with one input as one product: their tiles lie behind one another."""
+
+    def __init__(self, layers: Sequence[QuantizedLinear], name: str):
+        first = layers[0]
+        for layer in layers:
+            if not isinstance(layer, IntegerLinear | StaticInt4Linear):
+                raise NotFusable(f"fuse: expected integer layers, got {type(layer).__name__} at {name}")
+            if getattr(layer, "rank", 0):
+                raise NotFusable(f"fuse: expected no low-rank term, got rank {layer.rank} at {name}")
+        self.coder = Coder.of(first)
+        self.input_shift = first.input_shift if first.mean_shift else None  # in the basis of the input
+        self.int8 = first._codes_name == "weight_int8"
+        for layer in layers[1:]:
+            kind = (type(layer), layer.format_id, layer.group_size, layer.in_features)
+            if kind != (type(first), first.format_id, first.group_size, first.in_features):
+                raise NotFusable(f"fuse: expected layers of one kind at {name}, got {layers}")
+            if not self.coder.same_input(Coder.of(layer)):
+                raise NotFusable(f"fuse: expected one way of quantising the input of {name}, got several")
+        self.w_scale = torch.cat([layer.weight_scale.reshape(-1) for layer in layers])
+        self.group_scale, self.bias = None, None
+        if first.group_size:
+            self.group_scale = first._prepack_group_scale(torch.cat([m.weight_group_scale for m in layers]))
+        if any(layer.bias is not None for layer in layers):
+            zeros = self.w_scale.new_zeros
+            parts = [zeros(m.out_features) if m.bias is None else m.bias.detach().float() for m in layers]
+            self.bias = torch.cat(parts)
+        self.tiles = first._prepack(torch.cat([layer._portable_codes() for layer in layers]))
+        self._share_tiles(layers)
+
+    def _share_tiles(self, layers: Sequence[QuantizedLinear]) -> None:
+        """Let the layers use the product's memory instead of their own, where their tiles are whole in it."""
+        for layer in layers:
+            layer.prepare()
+        counts = [layer._tiles.shape[0] for layer in layers]
+        if sum(counts) == self.tiles.shape[0]:
+            for layer, part in zip(layers, self.tiles.split(counts), strict=True):
+                layer._tiles = part
+
+    def __call__(
+        self, q: Tensor, scale: Tensor | None, dtype: torch.dtype, residual: Tensor | None = None
+    ) -> Tensor:
+        """[T, N] of codes [T, K'] (+ residual [T, N])."""
+        if self.int8:
+            return ops.int8_linear(q, scale, self.tiles, self.w_scale, self.bias, dtype, residual)
+        return ops.int4_linear(
+            q, scale, self.tiles, self.w_scale, self.group_scale, self.bias, dtype, residual
+        )
+
+    def from_float(self, x: Tensor, residual: Tensor) -> Tensor:
+        """[T, N] of inputs that are not codes yet, x [T, K], + residual [T, N]."""
+        c = self.coder
+        if c.static:
+            q = ops.quantize_static(x, c.bits, c.inverse_step, c.shift, c.index, c.hadamard_block)
+            return self(q, None, x.dtype, residual)
+        return ops.dynamic_linear(
+            x, self.tiles, self.w_scale, self.group_scale, self.bias, c.bits, c.clip, c.hadamard_block,
+            self.input_shift, residual,
+        )  # fmt: skip
+
+
+class FusedLayer:
+    """One pre-norm decoder layer with gated MLP; modules named as in `transforms.architectures`."""
+
+    def __init__(self, layer: nn.Module, activation: str, name: str):
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj], f"{name}.self_attn.q_proj")
+        self.o = Product([attention.o_proj], f"{name}.self_attn.o_proj")
+        self.gate_up = Product([mlp.gate_proj, mlp.up_proj], f"{name}.mlp.gate_proj")
+        self.down = Product([mlp.down_proj], f"{name}.mlp.down_proj")
+        for product, site in ((self.qkv, "q_proj"), (self.gate_up, "gate_proj")):
+            if product.coder.hadamard_block is not None:
+                raise NotFusable(f"fuse: expected no Hadamard on the input of {site} in {name}")
+        norms = layer.input_layernorm, layer.post_attention_layernorm
+        self.input_gain = self.qkv.coder.fold_gain(norms[0].weight)
+        self.mlp_gain = self.gate_up.coder.fold_gain(norms[1].weight)
+        self.input_eps, self.mlp_eps = (float(norm.variance_epsilon) for norm in norms)
+        self.q_norm, self.k_norm = (
+            norm if norm is None else norm.weight.detach().float()
+            for norm in (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        )
+        self.head_eps = 1e-6 if self.q_norm is None else float(attention.q_norm.variance_epsilon)
+        self.softmax_scale = float(attention.scaling)
+        self.activation = activation
+
+    def __call__(self, h: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """h [T, d] -> [T, d]; attend(qkv [T, (Hq + 2 Hkv) D]) -> [T, Hq D]."""
+        q, scale = self.qkv.coder.norm(h, self.input_gain, self.input_eps)
+        qkv = self.qkv(q, scale, h.dtype)  # [T, (Hq + 2 Hkv) D]
+        h = self.o.from_float(attend(qkv), h)
+        q, scale = self.gate_up.coder.norm(h, self.mlp_gain, self.mlp_eps)
+        gate_up = self.gate_up(q, scale, h.dtype)  # [T, 2 F]
+        q, scale = self.down.coder.gated(gate_up, self.activation)
+        return self.down(q, scale, h.dtype, h)

@@ -1,0 +1,280 @@
+"""`lowbit.fuse`: a quantised transformers model whose decoder runs the fused layers and a paged 4-bit cache.
+
+The model keeps its modules and its `generate`; only `model.model.forward` is another. A call that the fused
+layers cannot serve (padding, a cache of another kind, gradients) goes the old way, with one warning.
+"""
+
+import functools
+import warnings
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from lowbit import ops
+
+from ...cuda_graph import StepGraph
+from ...fused import ACTIVATIONS, FusedLayer, NotFusable
+from ...kv_cache import PagedKv4Cache
+from ...nn import QuantizedLinear
+from ...transforms.architectures import SUPPORTED
+from .cache import PREFIX, CacheHook, Int4Cache
+
+
+class FusedCache(Cache):
+    """The pages of all layers and sequences, as `generate` hands them around. max_tokens: per sequence."""
+
+    def __init__(self, pages: PagedKv4Cache, max_tokens: int):
+        super().__init__(layers=[])
+        self.pages, self.max_tokens = pages, max_tokens
+        self.sequences: list[int] = []  # one per row of the batch, all of one length
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.pages.length(self.sequences[0]) if self.sequences else 0
+
+    def begin(self, rows: int, tokens: int) -> None:
+        """Before `tokens` more are added to each of `rows` sequences."""
+        if not self.sequences:
+            self.sequences = [self.pages.add() for _ in range(rows)]
+        if rows != len(self.sequences):
+            raise ValueError(f"input_ids: expected {len(self.sequences)} rows as in the cache, got {rows}")
+        if (held := self.get_seq_length()) + tokens > self.max_tokens:
+            want = f"at most {self.max_tokens} tokens per sequence"
+            raise ValueError(f"max_tokens: expected {want}, got {held} and {tokens} more")
+
+    def read(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer as stored, [B, Hkv, T, D], the keys' Hadamard undone."""
+        pages, length = self.pages, self.get_seq_length()
+        table = pages.tables(self.sequences)[0].long()
+        out = []
+        key_codes, key_params, value_codes, value_params = pages.caches(layer)
+        for codes, params in ((key_codes, key_params), (value_codes, value_params)):
+            # [B, pages, H, page, *] -> [B, H, pages * page, *]
+            codes, params = (t[table].transpose(1, 2).flatten(2, 3)[:, :, :length] for t in (codes, params))
+            out.append(ops.kv4_dequantize(codes.contiguous(), params.contiguous(), dtype, pages.head_dim))
+        if pages.key_block is not None:
+            out[0] = ops.hadamard(out[0], pages.key_block**-0.5, pages.key_block)
+        return out[0], out[1]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def nbytes(self) -> int:
+        """Bytes held, the spare pages included."""
+        return self.pages.nbytes()
+
+    def reset(self) -> None:
+        self.pages.reset()
+        self.sequences = []
+
+    def crop(self, max_length: int) -> None:
+        """Negative: drop that many of the last tokens. Positive: keep at most that many."""
+        for seq in self.sequences:
+            keep = self.pages.length(seq) + max_length if max_length <= 0 else max_length
+            self.pages.crop(seq, max(0, keep))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        old, self.sequences = self.sequences, [self.pages.fork(self.sequences[i]) for i in indices.tolist()]
+        for seq in old:
+            self.pages.free(seq)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.batch_select_indices(torch.arange(len(self.sequences)).repeat_interleave(repeats))
+
+
+class FusedDecoder:
+    """The layers of one model, fused; see `fuse`."""
+
+    def __init__(self, model: nn.Module, max_tokens: int | None):
+        decoder, config = model.model, model.config
+        self.config = config
+        self.hook = next((h for h in decoder._forward_pre_hooks.values() if isinstance(h, CacheHook)), None)
+        if self.hook is None:
+            raise NotFusable("fuse: expected a model with a 4-bit KV cache (kv4), got one without")
+        if getattr(decoder, PREFIX, None) is not None:
+            raise NotFusable("fuse: expected a cache that begins empty, got a model with an exact prefix")
+        if config.hidden_act not in ACTIVATIONS:
+            want = " or ".join(ACTIVATIONS)
+            raise NotFusable(f"fuse: expected the activation {want}, got {config.hidden_act}")
+        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        window = config.sliding_window if slides or config.model_type == "mistral" else None
+        limit = max_tokens or min(config.max_position_embeddings, window or config.max_position_embeddings)
+        if window is not None and limit > window:
+            raise NotFusable(f"fuse: expected max_tokens within the sliding window {window}, got {limit}")
+        self.limit, activation = limit, ACTIVATIONS[config.hidden_act]
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.layers = [
+            FusedLayer(layer, activation, f"layer {i}") for i, layer in enumerate(decoder.layers)
+        ]
+        self.warned: set[str] = set()
+        self.graph: tuple[tuple, StepGraph] | None = None
+        self.made_of = _parts(decoder)
+
+    def new_cache(self) -> FusedCache:
+        """An empty cache; it grows page by page."""
+        weight = self.layers[0].qkv.w_scale
+        sizes = (len(self.layers), self.kv_heads, self.head_dim)
+        how = {"clip": self.hook.clip, "key_block": self.hook.key_block}
+        return FusedCache(PagedKv4Cache(*sizes, device=weight.device, **how), self.limit)
+
+    def forward(
+        self, decoder: nn.Module, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None, past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **kwargs: object,
+    ) -> BaseModelOutputWithPast:
+        """What `LlamaModel.forward` computes, and its arguments. kwargs: those that transformers adds."""
+        reason = self._refusal(decoder, attention_mask, past_key_values, inputs_embeds, kwargs)
+        if reason is not None:
+            goes_on = isinstance(past_key_values, Int4Cache) and past_key_values.get_seq_length() > 0
+            if reason not in self.warned and not goes_on:
+                warnings.warn(f"fused decoder: not used for a call with {reason}", stacklevel=3)
+                self.warned.add(reason)
+            if isinstance(past_key_values, FusedCache):
+                if past_key_values.get_seq_length():
+                    raise ValueError(f"fused decoder: expected a call like those before it, got {reason}")
+                past_key_values = self.hook.plain_cache()
+            return type(decoder).forward(
+                decoder, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+                past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
+            )  # fmt: skip
+        x = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, d]
+        b, t, _ = x.shape
+        past_key_values.begin(b, t)
+        past = past_key_values.get_seq_length()
+        if position_ids is None:
+            position_ids = torch.arange(past, past + t, device=x.device).unsqueeze(0)
+        cos, sin = (
+            v.float().expand(b, t, -1).reshape(b * t, -1) for v in decoder.rotary_emb(x, position_ids)
+        )
+        h = x.reshape(b * t, -1)
+        if t == 1:
+            h = self._step(past_key_values, h, cos, sin)
+        else:
+            h = self._prompt(past_key_values, h, cos, sin, past)
+        return BaseModelOutputWithPast(decoder.norm(h.view(b, t, -1)), past_key_values)
+
+    def _step(self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """One token per sequence: h [B, d] through all layers. On a card that is one CUDA graph, captured
+        anew when the pool of pages, the batch or (in steps of 16 pages) the length makes it another.
+        """
+        table, lengths = cache.pages.step(cache.sequences)
+        if not _on_card(h):
+            return self._layers(cache, h, cos, sin, table, lengths)
+        table = F.pad(table, (0, -table.shape[1] % 16), value=-1)
+        key = (h.shape, h.dtype, table.shape, cache.pages.caches(0)[0].data_ptr())
+        inputs = (h, cos, sin, table, lengths)
+        if self.graph is None or self.graph[0] != key:
+            self.graph = None  # frees its memory first
+            self.graph = key, StepGraph(lambda *tensors: self._layers(cache, *tensors), inputs)
+        return self.graph[1](inputs)
+
+    def _layers(
+        self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor, table: Tensor, lengths: Tensor
+    ) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            # one token per sequence: qkv [B, (Hq + 2 Hkv) D] -> [B, Hq D]
+            h = layer(
+                h,
+                lambda qkv, i=i, layer=layer: cache.pages.attend(
+                    i, qkv, cos, sin, self.heads, (table, lengths), layer.softmax_scale, layer.q_norm,
+                    layer.k_norm, layer.head_eps,
+                ),
+            )  # fmt: skip
+        return h
+
+    def _prompt(self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor, past: int) -> Tensor:
+        """Several tokens, h [B * T, d]: append them; each attends to the new keys and values as they are, and
+        to older ones as stored.
+        """
+        b = len(cache.sequences)
+        t = h.shape[0] // b
+        slots = torch.cat([cache.pages.slots(seq, t) for seq in cache.sequences])
+        mask = None
+        if past:
+            mask = torch.ones(t, past + t, dtype=torch.bool, device=h.device).tril(past)
+
+        def attend(i: int, layer: FusedLayer, qkv: Tensor) -> Tensor:
+            heads = cache.pages.rope_append(
+                i, qkv, cos, sin, self.heads, slots, layer.q_norm, layer.k_norm, layer.head_eps
+            )
+            q, k, v = (x.view(b, t, -1, self.head_dim).transpose(1, 2) for x in heads)  # [B, H, T, D]
+            if past:
+                old = cache.read(i, k.dtype)
+                k, v = (torch.cat((o[:, :, :past], x), 2) for o, x in zip(old, (k, v), strict=True))
+            y = F.scaled_dot_product_attention(
+                q, k, v, mask, is_causal=mask is None, scale=layer.softmax_scale, enable_gqa=True
+            )
+            return y.transpose(1, 2).reshape(b * t, -1)
+
+        for i, layer in enumerate(self.layers):
+            h = layer(h, functools.partial(attend, i, layer))
+        return h
+
+    def _refusal(
+        self, decoder: nn.Module, mask: Tensor | None, cache: Cache | None, embeds: Tensor | None,
+        kwargs: dict,
+    ) -> str | None:
+        """Why the old way has to be gone, or None."""
+        if not isinstance(cache, FusedCache):
+            return f"a cache of type {type(cache).__name__}"
+        if torch.is_grad_enabled() and embeds is not None and embeds.requires_grad:
+            return "gradients"
+        for key in ("output_attentions", "output_hidden_states"):
+            if kwargs.get(key):
+                return key
+        if mask is not None and (mask.dim() != 2 or (cache.get_seq_length() == 0 and not bool(mask.all()))):
+            return "padding or a mask of its own"
+        if cache.get_seq_length() == 0 and list(map(id, _parts(decoder))) != list(map(id, self.made_of)):
+            return "layers that changed since lowbit.fuse"
+        return None
+
+
+def _on_card(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _parts(decoder: nn.Module) -> list[object]:
+    """The quantised layers and their tiles: others, once adapters, weights or another device came."""
+    layers = (m for layer in decoder.layers for m in layer.modules() if isinstance(m, QuantizedLinear))
+    return [part for m in layers for part in (m, m._tiles)]
+
+
+def fuse(model: nn.Module, max_tokens: int | None = None) -> nn.Module:
+    """Let a quantised model's decoder run fused layers and a paged 4-bit KV cache; in place, returned.
+
+    model: a Llama-, Mistral-, Qwen2- or Qwen3-type model quantised by a recipe with integer layers and kv4.
+    max_tokens: the most tokens a sequence may hold (None: what the model's positions allow, and its sliding
+    window where it has one); asking for more raises ValueError. `generate`, sampling, streaming and chat work
+    as before, at eight kernels per layer and token. A prompt attends to its own keys and values before they
+    are rounded to 4 bits, so perplexity by `lowbit.evaluate` measures the cache only on the model as loaded.
+    Layers and fused layers share memory. `lowbit.unfuse(model)` undoes it; saving works either way.
+
+    Raises `lowbit.fused.NotFusable` (a ValueError) with one sentence where the model cannot be fused.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in SUPPORTED:
+        want = ", ".join(SUPPORTED)
+        raise NotFusable(f"fuse: expected a model of type {want}, got {kind or type(model).__name__}")
+    unfuse(model)
+    fused = FusedDecoder(model, max_tokens)
+    model.model.forward = MethodType(fused.forward, model.model)
+    fused.hook.factory = fused.new_cache
+    return model
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    """The model's own decoder again. In place, returned; nothing happens to a model that is not fused."""
+    decoder = getattr(model, "model", None)
+    if isinstance(decoder, nn.Module) and "forward" in vars(decoder):
+        del decoder.forward
+        for hook in decoder._forward_pre_hooks.values():
+            if isinstance(hook, CacheHook):
+                hook.factory = None
+    return model

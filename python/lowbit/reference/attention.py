@@ -1,0 +1,154 @@
+"""The paged INT4 KV cache: appending, with norm and RoPE, and decode attention over it.
+
+Appending has the bits of the ops. Attention is the same mathematics; the ops sum in another order and are
+compared within a bound.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .fused import exponential, tree_sum
+from .kv_cache import kv4_dequantize, kv4_quantize
+from .transform import hadamard
+
+
+def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension in fp32."""
+    mean = tree_sum(x * x) / torch.tensor(x.shape[-1], dtype=torch.float32)
+    # the fp64 root: torch's fp32 root is an ulp off at times
+    inv = 1.0 / (mean + torch.tensor(eps, dtype=torch.float32)).double().sqrt().float()
+    return (x * inv.unsqueeze(-1)) * weight
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE of the first R elements of x [T, H, D], in halves; cos and sin [T, R]."""
+    half = cos.shape[-1] // 2
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = torch.cat((first, second), -1) * cos.unsqueeze(1) + torch.cat(
+        (-second, first), -1
+    ) * sin.unsqueeze(1)
+    return torch.cat((turned, rest), -1)
+
+
+def kv4_append(
+    key: Tensor,
+    value: Tensor,
+    slots: Tensor,
+    key_codes: Tensor,
+    key_params: Tensor,
+    value_codes: Tensor,
+    value_params: Tensor,
+    clip: float = 1.0,
+    key_block: int | None = None,
+) -> None:
+    """Quantise key and value [T, Hkv, D] into their slots; negative slots are skipped."""
+    key = key.float() if key_block is None else hadamard(key.float(), key_block**-0.5, key_block)
+    page = key_codes.shape[2]
+    used = slots >= 0
+    at, offset = slots[used] // page, slots[used] % page
+    for x, codes, params in ((key, key_codes, key_params), (value, value_codes, value_params)):
+        codes[at, :, offset], params[at, :, offset] = kv4_quantize(x[used], clip)
+
+
+def _split_qkv(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    d = qkv.shape[1] // (heads + 2 * kv_heads)
+    q, k, v = qkv.view(qkv.shape[0], -1, d).split((heads, kv_heads, kv_heads), 1)
+    q, k = (
+        rotate(x.float() if norm is None else head_norm(x.float(), norm, eps), cos, sin).to(qkv.dtype)
+        for x, norm in ((q, q_norm), (k, k_norm))
+    )
+    return q, k, v.clone(memory_format=torch.contiguous_format)
+
+
+def kv4_rope_append(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    slots: Tensor,
+    key_codes: Tensor,
+    key_params: Tensor,
+    value_codes: Tensor,
+    value_params: Tensor,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    clip: float = 1.0,
+    key_block: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm, RoPE, one rounding to the dtype; then `kv4_append` of the rounded k, and of v."""
+    q, k, v = _split_qkv(qkv, cos, sin, heads, kv_heads, q_norm, k_norm, eps)
+    kv4_append(k, v, slots, key_codes, key_params, value_codes, value_params, clip, key_block)
+    return q, k, v
+
+
+def kv4_attention(
+    q: Tensor,
+    key_codes: Tensor,
+    key_params: Tensor,
+    value_codes: Tensor,
+    value_params: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    softmax_scale: float,
+) -> Tensor:
+    """softmax(q . keys * softmax_scale) . values for one query token per sequence; zeros without tokens."""
+    d, page = q.shape[-1], key_codes.shape[2]
+    group = q.shape[1] // key_codes.shape[1]
+    out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    for b, length in enumerate(lengths.tolist()):
+        if length == 0:
+            continue
+        pages = block_table[b, : math.ceil(length / page)].long()
+        keys, values = (
+            kv4_dequantize(c[pages], p[pages], torch.float32, d).transpose(0, 1).flatten(1, 2)[:, :length]
+            for c, p in ((key_codes, key_params), (value_codes, value_params))
+        )  # [Hkv, length, D]
+        heads = q[b].float().unflatten(0, (-1, group))  # [Hkv, group, D]
+        score = (heads * softmax_scale) @ keys.transpose(1, 2)
+        weight = exponential(score - score.amax(-1, keepdim=True))
+        out[b] = ((weight @ values) / weight.sum(-1, keepdim=True)).flatten(0, 1)
+    return out.to(q.dtype)
+
+
+def kv4_attend(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    key_codes: Tensor,
+    key_params: Tensor,
+    value_codes: Tensor,
+    value_params: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    softmax_scale: float,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    clip: float = 1.0,
+    key_block: int | None = None,
+) -> Tensor:
+    """One new token per sequence: `kv4_rope_append` at the end of each, then `kv4_attention` over it too."""
+    page = key_codes.shape[2]
+    last = lengths.long()
+    slots = block_table.gather(1, (last // page).unsqueeze(1)).squeeze(1).long() * page + last % page
+    caches = (key_codes, key_params, value_codes, value_params)
+    q, _, _ = kv4_rope_append(
+        qkv, cos, sin, heads, kv_heads, slots, *caches, q_norm, k_norm, eps, clip, key_block
+    )
+    q = q if key_block is None else hadamard(q, key_block**-0.5, key_block)
+    return kv4_attention(q, *caches, block_table, lengths + 1, softmax_scale).flatten(1)

@@ -1,0 +1,206 @@
+"""lowbit.fuse: the fused decoder writes what the model's own modules write."""
+
+import copy
+import warnings
+
+import lowbit
+import pytest
+import torch
+from lowbit.fused import NotFusable
+from lowbit.integrations.hf import FusedCache, Int4Cache
+from lowbit.integrations.hf import fused as hf_fused
+from lowbit.nn import QuantizedLinear
+from lowbit.recipes import Recipe
+
+from tests.models import ARCHITECTURES, tiny, token_ids
+
+METHODS = ["quarot rtn w4a4kv4", "quarot gptq w4a4kv4 g32 +shift", "quarot gptq w4a8kv4"]
+
+
+def quantized(architecture: str = "llama", method: str | Recipe = METHODS[0], **changes):
+    model = tiny(architecture, **changes)
+    return lowbit.quantize(model, method, token_ids(4, 64), progress=False)
+
+
+def own_cache(model) -> Int4Cache:
+    """The cache of the model's own modules, with a prompt that attends as in the fused decoder."""
+    hook = next(h for h in model.model._forward_pre_hooks.values() if hasattr(h, "key_block"))
+    return Int4Cache(hook.clip, hook.key_block, exact_prefill=True)
+
+
+def away(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).abs().max() / (want.max() - want.min()))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("method", METHODS)
+def test_logits_of_prompt_and_steps(architecture, method):
+    """Now and then a value on the edge between two codes falls to the other side: hence no equality."""
+    model = quantized(architecture, method)
+    ids = token_ids(2, 40)
+    cache, want = own_cache(model), []
+    with torch.no_grad():
+        want.append(model(ids[:, :20], past_key_values=cache).logits)
+        want += [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(20, 30)]
+        want.append(model(ids[:, 30:], past_key_values=cache).logits)  # a second prompt, after what is there
+        lowbit.fuse(model)
+        out = model(ids[:, :20], use_cache=True)
+        cache = out.past_key_values
+        assert isinstance(cache, FusedCache)
+        got = [out.logits]
+        got += [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(20, 30)]
+        got.append(model(ids[:, 30:], past_key_values=cache).logits)
+    assert cache.get_seq_length() == 40
+    errors = [away(g, w) for g, w in zip(got, want, strict=True)]
+    assert max(errors) < 0.05, errors
+    assert sorted(errors)[len(errors) // 2] < 0.02, errors
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_generate_writes_the_same_tokens(method):
+    model = quantized("llama", method)
+    ids = token_ids(1, 12)
+    settings = dict(max_new_tokens=24, do_sample=False, pad_token_id=0)
+    want = model.generate(ids, past_key_values=own_cache(model), **settings)
+    got = lowbit.fuse(model).generate(ids, **settings)
+    assert torch.equal(got, want)
+    assert torch.equal(model.generate(ids, **settings), got)  # and again
+    assert torch.equal(lowbit.unfuse(model).generate(ids, past_key_values=own_cache(model), **settings), want)
+
+
+def test_rows_of_a_batch_do_not_see_each_other():
+    """Up to the hidden states, that is: the head is torch's, whose sums depend on the number of rows."""
+    model = lowbit.fuse(quantized()).model
+    ids = token_ids(3, 30)
+    with torch.no_grad():
+        whole = model(ids, use_cache=True)
+        step = model(ids[:, :1], past_key_values=whole.past_key_values).last_hidden_state
+        for row in range(3):
+            one = model(ids[row : row + 1], use_cache=True)
+            assert torch.equal(one.last_hidden_state[0], whole.last_hidden_state[row])
+            alone = model(ids[row : row + 1, :1], past_key_values=one.past_key_values).last_hidden_state
+            assert torch.equal(alone[0], step[row])
+
+
+def test_beam_search_and_sampling_run():
+    model = quantized()
+    ids = token_ids(2, 9)
+    settings = dict(max_new_tokens=6, num_beams=3, do_sample=False, pad_token_id=0)
+    want = model.generate(ids, past_key_values=own_cache(model), **settings)
+    lowbit.fuse(model)
+    assert torch.equal(model.generate(ids, **settings), want)
+    torch.manual_seed(0)
+    assert model.generate(ids, max_new_tokens=6, do_sample=True, pad_token_id=0).shape == (2, 15)
+
+
+def test_crop_takes_tokens_back():
+    model = lowbit.fuse(quantized())
+    ids = token_ids(1, 20)
+    with torch.no_grad():
+        cache = model(ids[:, :10], use_cache=True).past_key_values
+        first = model(ids[:, 10:11], past_key_values=cache).logits
+        cache.crop(-1)
+        assert cache.get_seq_length() == 10
+        assert torch.equal(model(ids[:, 10:11], past_key_values=cache).logits, first)
+        cache.crop(5)
+        assert cache.get_seq_length() == 5
+
+
+def test_saving_and_the_weights_are_as_before(tmp_path):
+    model = quantized()
+    before = copy.deepcopy(model.state_dict())
+    lowbit.fuse(model)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    model.save_pretrained(tmp_path / "m")
+    again = type(model).from_pretrained(tmp_path / "m")
+    ids = token_ids(1, 12)
+    settings = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert torch.equal(lowbit.fuse(again).generate(ids, **settings), model.generate(ids, **settings))
+
+
+def test_memory_is_shared_between_layers_and_products():
+    model = quantized("mistral")
+    lowbit.fuse(model)
+    seen = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            seen[name] = module._tiles.untyped_storage().data_ptr()
+    layer = "model.layers.0.self_attn."
+    assert seen[layer + "q_proj"] == seen[layer + "k_proj"] == seen[layer + "v_proj"]
+
+
+def test_a_call_it_cannot_serve_goes_the_old_way():
+    model = quantized()
+    ids = token_ids(2, 16)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    settings = dict(attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    want = model.generate(ids, **settings)
+    lowbit.fuse(model)
+    with pytest.warns(UserWarning, match="padding"):
+        got = model.generate(ids, **settings)
+    assert torch.equal(got, want)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+
+
+def test_layers_that_change_afterwards_are_not_ignored():
+    """An adapter put on later, or other weights: the fused layers know nothing of them."""
+    model = quantized()
+    ids = token_ids(1, 8)
+    lowbit.fuse(model)
+    layer = model.model.layers[0].self_attn.q_proj
+    layer.weight.data = layer.weight.data * 0.5
+    with pytest.warns(UserWarning, match="changed"), torch.no_grad():
+        got = model(ids).logits
+    with torch.no_grad():
+        assert torch.equal(got, lowbit.unfuse(model)(ids).logits)
+        want = model(ids, past_key_values=own_cache(model)).logits
+        assert away(lowbit.fuse(model)(ids).logits, want) < 0.05
+
+
+def test_a_graph_is_captured_once_and_again_when_the_batch_changes(monkeypatch):
+    """The bookkeeping around CUDA graphs, with graphs that run their function when they are replayed."""
+    made = []
+
+    class Graph:
+        def __init__(self, run, inputs):
+            made.append(tuple(t.shape for t in inputs))
+            self.run = run
+
+        def __call__(self, inputs):
+            return self.run(*inputs)
+
+    model = quantized()
+    ids = token_ids(2, 12)
+    settings = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    want = lowbit.fuse(model).generate(ids, **settings), model.generate(ids[:1], **settings)
+    monkeypatch.setattr(hf_fused, "StepGraph", Graph)
+    monkeypatch.setattr(hf_fused, "_on_card", lambda x: True)
+    assert torch.equal(model.generate(ids, **settings), want[0]) and len(made) == 1
+    assert torch.equal(model.generate(ids[:1], **settings), want[1]) and len(made) == 2
+    assert made[0][3] == (2, 16)  # the block table, widened
+
+
+def test_more_tokens_than_allowed():
+    model = lowbit.fuse(quantized(), max_tokens=24)
+    with pytest.raises(ValueError, match="24"):
+        model.generate(token_ids(1, 20), max_new_tokens=8, do_sample=False, pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: tiny("llama"), ["4-bit KV cache"]),
+        (lambda: quantized(method="rtn w8a8"), ["4-bit KV cache"]),
+        (lambda: torch.nn.Linear(3, 3), ["llama", "Linear"]),
+        (lambda: quantized(architecture="mistral", sliding_window=100), ["sliding window 100", "200"]),
+        (lambda: quantized(method=Recipe(activation_bits=16, kv_bits=4)), ["integer layers", "q_proj"]),
+    ],
+)
+def test_refusals(make, words):
+    with pytest.raises(NotFusable) as error:
+        lowbit.fuse(make(), max_tokens=200)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
