@@ -1,8 +1,8 @@
-"""`python -m bench.readme`: rewrites the tables of README.md and docs/formats.md from the committed results.
+"""`python -m bench.readme`: rewrites the tables of README.md and docs/ from the committed results.
 
-Between `<!-- table:NAME -->` and `<!-- /table:NAME -->`: `demo` from bench/results/quality-smollm2.json (a
-copy of what `make demo` wrote), `options` and `float` from quality-smollm2-options.json and -float.json,
-`linear` from linear-cpu.json, `fp_gemm` from fp-gemm-cpu.json.
+Between `<!-- table:NAME -->` and `<!-- /table:NAME -->`: `demo`, `options`, `float` and `static` from
+bench/results/quality-smollm2.json (see bench/quality.py), `linear` from linear-cpu.json, `fp_gemm` from
+fp-gemm-cpu.json, `model` from model-cpu.json.
 """
 
 import json
@@ -11,9 +11,25 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from lowbit.cli.compare import DEFAULT_METHODS
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
+DOCUMENTS = ("README.md", "docs/formats.md", "docs/mergequant.md")
 BATCHES = (1, 8, 32, 128, 512)
+OPTIONS = (
+    "quarot gptq w4a4kv4", "quarot gptq w4a4kv4 +shift", "best w4a4kv4", "quarot gptq w4a8kv4",
+)  # fmt: skip
+FLOATS = (
+    "fp6 e3m2", "fp6 e2m3", "fp6 gptq e3m2", "fp6 gptq e2m3", "zeroquant fp6", "mxfp6", "fp4 w4a16",
+    "int4 w4a16", "fp4 w4a16 g32", "int4 w4a16 g32", "mxfp4", "llm-fp4 w4a16", "llm-fp4 w4a8",
+    "llm-fp4 w4a4 pre-shift", "llm-fp4 w4a4 no-pre-shift", "llm-fp4 w4a4kv4 pre-shift",
+    "quarot llm-fp4 w4a4kv4", "quarot llm-fp4 gptq w4a4kv4",
+)  # fmt: skip
+STATIC = tuple(
+    f"mergequant {bits}{end}"
+    for bits in ("w4a4", "w4a8") for end in ("", " no-split", " no-r1", " no-r1 no-split")
+)  # fmt: skip
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -23,7 +39,7 @@ def _markdown(rows: list[list[str]]) -> str:
 
 def _demo(report: dict) -> str:
     rows = [["method", "perplexity", "x fp32", "checkpoint, MB", "prefill, tok/s", "decode, tok/s"]]
-    for row in report["rows"]:
+    for row in [row for row in report["rows"] if row["method"] in DEFAULT_METHODS]:
         ppl, ratio = row["perplexity"], row["ratio"]
         rows.append(
             [
@@ -45,16 +61,37 @@ def _demo(report: dict) -> str:
     return _markdown(rows) + note
 
 
-def _options(report: dict, file: str = "quality-smollm2-options.json") -> str:
+def _methods(report: dict, methods: tuple[str, ...]) -> str:
     rows = [["method", "perplexity", "x fp32", "checkpoint, MB"]]
-    for row in report["rows"]:
-        if row["method"] != "fp32":
-            size = f"{row['checkpoint_bytes'] / 1e6:.0f}"
-            rows.append([f"`{row['method']}`", f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}", size])
+    found = {row["method"]: row for row in report["rows"]}
+    taken = [found[name] for name in methods if name in found]
+    for row in taken:
+        size = f"{row['checkpoint_bytes'] / 1e6:.0f}"
+        rows.append([f"`{row['method']}`", f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}", size])
+    commits = ", ".join(dict.fromkeys((row["run"]["commit"] or "")[:10] for row in taken))
     return (
         _markdown(rows)
-        + f"\n\nThe same model, texts and windows; commit {(report['commit'] or '')[:10]}; from "
-        f"`bench/results/{file}`."
+        + f"\n\nThe same model, texts and windows; commit {commits}; from "
+        "`bench/results/quality-smollm2.json`."
+    )
+
+
+def _model(run: dict) -> str:
+    rows = [["", *(p["phase"] + ", tokens/s" for p in run["points"])]]
+    for name in run["points"][0]["times"]:
+        cells = []
+        for point in run["points"]:
+            t = point["times"].get(name)
+            cells.append(f"{t['tokens_per_s']:.1f} ({t['x']:.2f}x)" if t else "")
+        rows.append([f"`{name}`", *cells])
+    env = run["environment"]
+    return (
+        _markdown(rows)
+        + f"\n\nRandom weights in the shape of {run['shape']}, one sequence: a prompt of {run['prefill']} "
+        f"tokens, and single tokens after {run['context']}; in brackets against {run['base']}. `plain`: the "
+        f"same model in as few torch calls as it takes, without transformers. {env['device']}, "
+        f"{env['threads']} threads, {env['isa']}; torch {env['versions']['torch']}; commit "
+        f"{(env['commit'] or '')[:10]}; from `bench/results/model-cpu.json`."
     )
 
 
@@ -111,10 +148,13 @@ def _fp_gemm(run: dict) -> str:
 
 
 def _tables() -> dict[str, tuple[str, Callable[[dict], str]]]:
+    quality = "quality-smollm2.json"
     return {
-        "demo": ("quality-smollm2.json", _demo),
-        "options": ("quality-smollm2-options.json", _options),
-        "float": ("quality-smollm2-float.json", partial(_options, file="quality-smollm2-float.json")),
+        "demo": (quality, _demo),
+        "options": (quality, partial(_methods, methods=OPTIONS)),
+        "float": (quality, partial(_methods, methods=FLOATS)),
+        "static": (quality, partial(_methods, methods=STATIC)),
+        "model": ("model-cpu.json", _model),
         "linear": ("linear-cpu.json", _linear),
         "fp_gemm": ("fp-gemm-cpu.json", _fp_gemm),
     }
@@ -128,13 +168,13 @@ def main() -> None:
         table = render(json.loads((RESULTS / file).read_text()))
         pattern = re.compile(f"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)", re.DOTALL)
         places = 0
-        for document in (ROOT / "README.md", ROOT / "docs/formats.md"):
+        for document in (ROOT / path for path in DOCUMENTS):
             old = document.read_text()
             text, count = pattern.subn(lambda m, table=table: m[1] + table + "\n" + m[2], old)
             document.write_text(text)
             places += count
         if not places:
-            raise SystemExit(f"README.md, docs/formats.md: expected a place marked table:{name}, got none")
+            raise SystemExit(f"{', '.join(DOCUMENTS)}: expected a place marked table:{name}, got none")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ inline void quantise_rows(const char* op, const Tensor& x, const Rows& rows, DTy
     kernels::hadamard::Params p{};
     p.x = x.const_data_ptr(), p.dtype = dtype, p.rows = rows.count, p.n = rows.length;
     p.scale = float(1.0 / __builtin_sqrt(double(transform->order * transform->two)));
-    p.quantised = true, p.shift = subtract, p.to = to;
+    p.quantised = true, p.shift = subtract, p.n_out = p.n, p.to = to;
     return run_hadamard(op, p, *transform, false, on);
   }
   kernels::quantize::Params p{};

@@ -48,8 +48,9 @@ LOWBIT_EMU_BIND(fused_rows) {
     p.activation = activation == "silu" ? Activation::kSilu : Activation::kGeluTanh;
     p.dtype = dtype_of(dtype), p.rows = rows, p.k = k, p.k_out = k_out;
     p.x = input("x"), p.residual = input("residual"), p.sum = output("sum");
-    p.index = static_cast<const int32_t*>(input("index")), p.factor = static_cast<const float*>(input("factor"));
-    p.shift = static_cast<const float*>(input("shift"));
+    p.adjust = {static_cast<const int32_t*>(input("index")), static_cast<const float*>(input("factor")),
+                static_cast<const float*>(input("shift"))};
+    p.values = static_cast<float*>(output("values"));
     p.eps = float(eps), p.gain_offset = float(gain_offset);
     p.to = {codes_of(codes), bits, float(clip), output("q"), stride, static_cast<float*>(output("scale"))};
     if (Error error = check(p)) throw py::value_error(error);

@@ -49,9 +49,18 @@ py::dict run(py::array x, const std::string& dtype, int64_t rows, int64_t n, int
   if (p.quantised) {
     const auto q = out["q"].cast<py::array>(), s = out["scale"].cast<py::array>();
     p.to = {codes_of(out["codes"].cast<std::string>()), out["bits"].cast<int>(), out["clip"].cast<float>(),
-            bind::pointer<void>(q), out["stride"].cast<int64_t>(), bind::pointer<float>(s)};
+            bind::pointer<void>(q), out["stride"].cast<int64_t>(), s.size() ? bind::pointer<float>(s) : nullptr};
     buffers.push_back(bind::write("q", q));
-    buffers.push_back(bind::write("scale", s));
+    if (s.size()) buffers.push_back(bind::write("scale", s));  // none: static codes
+    const auto column = [&](const char* name) -> const void* {
+      if (!out.contains(name)) return nullptr;
+      const auto held = out[name].cast<py::array>();
+      buffers.push_back(bind::read(name, held));
+      return bind::pointer<const void>(held);
+    };
+    p.adjust = {static_cast<const int32_t*>(column("index")), static_cast<const float*>(column("factor")),
+                static_cast<const float*>(column("after"))};
+    p.n_out = out.contains("n_out") ? out["n_out"].cast<int64_t>() : n;
     if (!out["shift"].is_none()) {
       const auto shift = out["shift"].cast<py::array>();
       p.shift = bind::pointer<const float>(shift);
@@ -103,8 +112,8 @@ LOWBIT_EMU_BIND(hadamard) {
                               bool quantised, bool transposed, int sm, int sms) {
     Params p{};
     p.dtype = dtype_of(dtype), p.rows = rows, p.n = n, p.order = order, p.two = two;
-    p.quantised = quantised, p.transposed = transposed;
-    p.to = {quantize::Codes::kPacked4, 4, 1.f, nullptr, (n + 1) / 2, nullptr};
+    p.quantised = quantised, p.transposed = transposed, p.n_out = n;
+    p.to = {quantize::Codes::kPacked4, 4, 0.f, nullptr, (n + 1) / 2, nullptr};
     if (Error error = check(p)) throw py::value_error(error);
     return to_dict(choose(p, device_of(sm, sms)));
   });

@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from . import fused_reference as ref
+from tests.oracle import fused
+from tests.oracle import ops as oracle
+
 from . import rows as r
 from .test_quantize import KINDS, expected, stride_of
 
@@ -60,30 +62,25 @@ def run(emulated, kind, x, fmt="packed4", bits=4, clip=None, k_out=None, eps=1e-
     return out["q"].reshape(rows, stride), out.get("scale"), total, report
 
 
+def codes_of(v, bits, clip):
+    """(codes, scale or None) of v; clip None: static."""
+    return (fused.static_codes(v, bits), None) if clip is None else oracle.quantize_exact(v, bits, clip)
+
+
 def check(emulated, kind, x, fmt="packed4", bits=4, clip=None, **more):
-    """Everything equal to the reference, bit for bit; returns the report."""
+    """Everything equal to the oracle, bit for bit; returns the report."""
     q, scale, total, report = run(emulated, kind, x, fmt, bits, clip, **more)
     factor, shift, index = more.get("factor"), more.get("shift"), more.get("index")
-    pick = slice(None) if index is None else np.asarray(index, np.int64)
     if kind == "norm":
-        s = x
-        if more.get("residual") is not None:
-            s = (x.astype(F32) + more["residual"].astype(F32)).astype(x.dtype)
+        s = x if more.get("residual") is None else fused.added(x, more["residual"])
+        if total is not None:
             np.testing.assert_array_equal(total.view(np.uint8), s.view(np.uint8))
-        s, inverse = ref.norm(s, more.get("eps", 1e-5))
-        offset = more.get("offset", 0.0)
-        v = (s[:, pick] * inverse) * (factor + F32(offset) if offset else factor)
+        v = fused.normalised(s, factor, more.get("eps", 1e-5), index, more.get("offset", 0.0))
+        v = fused.scaled(v, shift=shift)
     else:
-        v = x.astype(F32)
-        if kind == "gated":
-            half = x.shape[1] // 2
-            v = ref.gated(x[:, :half], x[:, half:], more.get("activation", "silu"))
-        v = v[:, pick]
-        if factor is not None:
-            v = v * factor
-    if shift is not None:
-        v = v - shift
-    codes, want = ref.codes(v, bits, clip)
+        v = fused.gated(x, more.get("activation", "silu")) if kind == "gated" else x.astype(F32)
+        v = fused.scaled(v, index, factor, shift)
+    codes, want = codes_of(v, bits, clip)
     if clip is not None:
         np.testing.assert_array_equal(scale.view(np.uint32), want.view(np.uint32))
     np.testing.assert_array_equal(q, expected(codes, fmt, q.shape[1]))
@@ -169,17 +166,6 @@ def test_long_rows(emulated, kind, rows, k, fmt, bits, dtype):
             assert r.written_once(report, "sum") or report["rounds"] > 1
 
 
-def test_sums_are_a_tree():
-    """A tree of neighbours differs from a running sum and from halves that are added, on data like these."""
-    v = r.normal(64, 576) ** 2
-    tree, running = ref.tree_sum(v), np.cumsum(v, axis=1, dtype=F32)[:, -1]
-    padded = np.zeros((64, 1024), F32)
-    padded[:, :576] = v
-    while padded.shape[1] > 1:
-        padded = padded[:, : padded.shape[1] // 2] + padded[:, padded.shape[1] // 2 :]
-    assert (tree != running).mean() > 0.5 and (tree != padded[:, 0]).mean() > 0.2
-
-
 def test_norms_that_depend_on_the_last_bit(emulated):
     """fp32 rows, int8 codes, thousands of elements: any other order of the sum moves some code."""
     for k in (1000, 4096, 9000):
@@ -196,6 +182,23 @@ def test_the_whole_range_of_activations(emulated, activation):
     x = np.concatenate([g, up], axis=1)
     check(emulated, "gated", x, "int8", 8, 1.0, activation=activation)
     check(emulated, "gated", x, "int8", 8, None, activation=activation)
+
+
+@pytest.mark.parametrize("k", [1, 9, 64, 1000, 1536, 9001, 16392])
+@pytest.mark.parametrize("dtype", r.DTYPES)
+def test_values_for_a_transform(emulated, k, dtype):
+    """The gated values in fp32, where they do not become codes yet."""
+    x = r.normal(3, 2 * k, dtype=dtype)
+    for activation in ("silu", "gelu_tanh"):
+        values = r.raw(3 * k * 4)
+        inputs, out = {"x": r.stored(x)}, {"values": values}
+        shape = (dtype, 3, k, k)
+        report = emulated.fused_rows(
+            "gated", *shape, inputs, out, "int8", 8, 0.0, k, 0.0, 0.0, activation, SHARED, {}
+        )
+        want = fused.gated(x, activation)
+        np.testing.assert_array_equal(values.view(np.uint32).reshape(3, k), want.view(np.uint32))
+        assert r.read_once(report, "x") and r.written_once(report, "values")
 
 
 def test_saturation_and_ties(emulated):

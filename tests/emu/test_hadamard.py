@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from tests.oracle import codec
+from tests.oracle import fused as fused_rows
 from tests.oracle import hadamard as had
 from tests.oracle import ops as oracle
 
 from . import rows as r
+from .test_fused_rows import codes_of
+from .test_quantize import expected
 
 OPS = torch.ops.lowbit
 UNROLLED = (12, 20, 28, 36, 44, 52, 60)
@@ -82,6 +85,38 @@ def fused(
         expected[:, : packed.shape[1]] = packed
     np.testing.assert_array_equal(q.reshape(rows, stride), expected)
     return q, scale, report
+
+
+ADJUSTED = [(64, None), (96, 32), (128, None), (576, 64), (1000, 8), (1024, None), (1536, 128), (77, 1),
+            (2048, None), (2304, None), (11008, None)]  # fmt: skip
+
+
+@pytest.mark.parametrize("n,block", ADJUSTED)
+def test_adjusted_and_static(emulated, n, block):
+    """After the transform: an index, a factor, a shift, each or none; static codes or a scale of the row."""
+    order, two = had.factor(block or n)
+    rng = np.random.default_rng(n)
+    for i, (kind, bits) in enumerate(KINDS * 2):
+        dtype, clip = ("float32", "bfloat16", "float16")[i % 3], (None, 0.9)[i // 4]
+        x = r.normal(3, n, dtype=dtype, seed=i)
+        n_out = (n, n + 40, max(1, n - 3))[i % 3] if i % 2 else n
+        index = np.sort(rng.integers(0, n, n_out)).astype(np.int32) if i % 2 else None
+        factor = rng.uniform(0.5, 4, n_out).astype(np.float32) if i % 4 != 1 else None
+        after = rng.uniform(-1, 1, n_out).astype(np.float32) if i % 3 else None
+        stride = (n_out + 1) // 2 if kind == "packed4" else n_out if kind == "int8" else -(-n_out // 64) * 32
+        q, scale = r.raw(3 * stride), np.full(3 if clip else 0, 113, np.float32)
+        out = {"codes": kind, "bits": bits, "clip": clip or 0.0, "q": q, "stride": stride, "scale": scale}
+        out |= {"shift": None, "n_out": n_out}
+        for name, column in (("index", index), ("factor", factor), ("after", after)):
+            if column is not None:
+                out[name] = r.stored(column[None], offset=4 * (i == 3))
+        norm = float(np.float32(1 / np.sqrt(order * two)))
+        call(emulated, x, block, False, norm, out, 0, (90, 80)[i % 2], 132, {"seed": i})
+        v = fused_rows.rotated(x.astype(np.float32), block or 0)
+        codes, want = codes_of(fused_rows.scaled(v, index, factor, after), bits, clip)
+        if clip:
+            np.testing.assert_array_equal(scale.view(np.uint32), want.view(np.uint32))
+        np.testing.assert_array_equal(q.reshape(3, stride), expected(codes, kind, stride))
 
 
 @pytest.mark.parametrize("n,block", SIZES)

@@ -14,7 +14,13 @@ from lowbit.recipes import Recipe
 
 from tests.models import ARCHITECTURES, tiny, token_ids
 
-METHODS = ["quarot rtn w4a4kv4", "quarot gptq w4a4kv4 g32 +shift", "quarot gptq w4a8kv4"]
+METHODS = [
+    "quarot rtn w4a4kv4",
+    "quarot gptq w4a4kv4 g32 +shift",
+    "quarot gptq w4a8kv4",
+    "mergequant w4a4",
+    "mergequant w4a8 no-r1",
+]
 
 
 def quantized(architecture: str = "llama", method: str | Recipe = METHODS[0], **changes):

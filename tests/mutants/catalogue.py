@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from . import attention
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -20,16 +22,24 @@ TESTS = {
     "fp4": ["tests/ops/test_fp4.py"],
     "fp_gemm": ["tests/ops/test_fp_linear.py", "tests/ops/test_minifloat.py"],
     "kv_cache": ["tests/ops/test_kv_cache.py"],
-    "fused_rows": ["tests/ops/test_fused_rows.py"],
     "attention": ["tests/ops/test_kv_paged.py", "tests/ops/test_kv_paged_errors.py"],
+    "fused_rows": ["tests/ops/test_fused_rows.py"],
     "int_gemm_cuda": ["tests/emu/test_int_gemm.py"],
     "fp_gemm_cuda": ["tests/emu/test_fp_gemm.py"],
     "quantize_cuda": ["tests/emu/test_quantize.py", "tests/emu/test_quantize_fp4.py"],
     "hadamard_cuda": ["tests/emu/test_hadamard.py"],
     "kv_cache_cuda": ["tests/emu/test_kv_cache.py"],
+    "fused_rows_cuda": ["tests/emu/test_fused_rows.py"],
 }
 # kernels that run under the emulator
-EMULATED = ("int_gemm_cuda", "quantize_cuda", "hadamard_cuda", "kv_cache_cuda", "fp_gemm_cuda")
+EMULATED = (
+    "int_gemm_cuda",
+    "quantize_cuda",
+    "hadamard_cuda",
+    "kv_cache_cuda",
+    "fp_gemm_cuda",
+    "fused_rows_cuda",
+)
 
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
@@ -43,9 +53,10 @@ _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
 _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
 _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
+_LAYER, _ROW_SUM = "kernels/fused_rows/sm80.cuh", "kernels/fused_rows/row_sum.cuh"
+_GATE, _FINISH = "kernels/fused_rows/activation.cuh", "kernels/hadamard/finish.cuh"
 _HEADS = "kernels/kv_cache/sm80.cuh"
-_FUSED = "cpu/fused_rows-inl.h"
-_ATTENTION, _PAGED, _PAGED_OPS = "cpu/attention-inl.h", "cpu/kv_paged-inl.h", "ops/kv_paged.cpp"
+_FUSED, _EXP = "cpu/fused_rows-inl.h", "cpu/exp-inl.h"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
 MUTANTS = [
@@ -235,53 +246,7 @@ MUTANTS = [
         "(a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13",
         "(a - 0x38000000u + 0x1000u) >> 13",
     ),
-    # the place of a nibble, and what is left of a key besides its codes
-    Mutant("attention", _ATTENTION, "1.f / 256, 1.f / 4096}", "1.f / 256, 1.f / 4095}"),
-    Mutant("attention", _ATTENTION, "+ s.zero[t + i] * sum[h];", "+ s.zero[t + i] * sum[0];"),
-    # the registers past the last token of a split
-    Mutant("attention", _ATTENTION, "for (; at % 16; ++at) s.scale[at] = s.zero[at] = 0.f;", ""),
-    Mutant(
-        "attention", _ATTENTION, "t < padded; ++t) score[t] = 0.f;", "t < padded - 1; ++t) score[t] = 0.f;"
-    ),
-    # the largest score, of a split and of all
-    Mutant("attention", _ATTENTION, "*most = lane_max(top);", "*most = score[0];"),
-    Mutant("attention", _ATTENTION, "exponential(set1(partial[0] - most))", "exponential(set1(most - most))"),
-    Mutant("attention", _ATTENTION, "sum = sum + t[0] * partial[1];", "sum = sum + partial[1];"),
-    # which page, which head, which sequence
-    Mutant("attention", _ATTENTION, "p.max_pages + (begin + t) / c.page]", "p.max_pages + t / c.page]"),
-    Mutant(
-        "attention",
-        _ATTENTION,
-        "const int64_t first = head * group + h;",
-        "const int64_t first = head + h * kv_heads;",
-    ),
-    Mutant(
-        "attention",
-        _ATTENTION,
-        "while (p.first_split[b + 1] <= split) ++b;",
-        "while (p.first_split[b + 1] < split) ++b;",
-    ),
-    Mutant(
-        "attention",
-        _ATTENTION,
-        "multiply_add(acc[h][j], v, weight[h][at]);",
-        "multiply_add(acc[h][j], v, weight[0][at]);",
-    ),
-    Mutant("attention", "cpu/exp-inl.h", "set1(1.3981999507e-3f)", "set1(1.3981999507e-2f)"),
-    # what is stored, and where
-    Mutant("attention", _PAGED, "if (slot < 0) return;", "if (slot <= 0) return;"),
-    Mutant("attention", _PAGED, "if (!is_key || p.key_block == 1)", "if (p.key_block == 1)"),
-    Mutant(
-        "attention",
-        _PAGED,
-        "kv4_append_head(to, rounded, slot, kv_head, true);",
-        "kv4_append_head(to, x, slot, kv_head, true);",
-    ),
-    Mutant("attention", _PAGED, "low = sub(mul(a, at(cos + i))", "low = add(mul(a, at(cos + i))"),
-    Mutant("attention", "cpu/exp-inl.h", "if (n % 2) v[n / 2] = v[n - 1];", ""),
-    # tables that lie
-    Mutant("attention", _PAGED_OPS, "t.max_pages * c.page - more;", "t.max_pages * c.page;"),
-    Mutant("attention", _PAGED_OPS, "page >= 0 && page < c.pages, op", "page >= 0 && page <= c.pages, op"),
+    *(Mutant("attention", *edit) for edit in attention.EDITS),
     # ---- CUDA, under the emulator
     # a wait too few
     Mutant(
@@ -328,8 +293,8 @@ MUTANTS = [
     Mutant(
         "int_gemm_cuda",
         _EPILOGUE,
-        "if (p.bias) v[i] = ptx::add_rn(v[i], bias[i]);",
-        "if (p.bias) v[i] = ptx::fma_rn(v[i], 1.0000001f, bias[i]);",
+        "if (p.bias) v[j][i] = ptx::add_rn(v[j][i], bias[i]);",
+        "if (p.bias) v[j][i] = ptx::fma_rn(v[j][i], 1.0000001f, bias[i]);",
     ),
     # the sums of another split
     Mutant("int_gemm_cuda", _EPILOGUE, "if (s == split) continue;", "if (s == splits - 1) continue;"),
@@ -536,9 +501,9 @@ MUTANTS = [
     # the maximum before the scale
     Mutant(
         "hadamard_cuda",
-        _TRANSFORM,
-        "const float scaled = ptx::mul_rn(ptx::bit_cast<float>(most), p.scale);",
-        "const float scaled = ptx::bit_cast<float>(most);",
+        _FINISH,
+        "most = ptx::bit_cast<uint32_t>(ptx::mul_rn(ptx::bit_cast<float>(most), p.scale));",
+        "",
     ),
     # the maximum of another stage
     Mutant("hadamard_cuda", _TRANSFORM, "if (kQuantised && last)", "if (kQuantised && !last)"),
@@ -628,12 +593,12 @@ MUTANTS = [
     Mutant("fused_rows", _FUSED, "y[j] = from[index[j]];", "y[j] = from[index[j & ~int64_t(63)] + j % 64];"),
     # the ends of exp, a digit of the polynomial, ln 2 in one part
     Mutant(
-        "fused_rows", _FUSED, "min(max(set1(-87.f), x), set1(88.f))", "min(max(set1(-87.f), x), set1(87.f))"
+        "fused_rows", _EXP, "max(min(x, set1(88.f)), set1(-87.f))", "max(min(x, set1(87.f)), set1(-87.f))"
     ),
-    Mutant("fused_rows", _FUSED, "set1(4.1665795894e-2f)", "set1(4.1665805e-2f)"),
+    Mutant("fused_rows", _EXP, "set1(4.1665795894e-2f)", "set1(4.1665805e-2f)"),
     Mutant(
         "fused_rows",
-        _FUSED,
+        _EXP,
         "mul(n, set1(0.693359375f))), mul(",
         "mul(n, set1(0.693147181f))), mul(set1(0.f), ",
     ),
@@ -662,4 +627,41 @@ MUTANTS = [
         "store(row + i, mul(activation<kGelu>(part(x + i, count)), part(x + n + i, count)));",
         "store(row + i, mul(activation<kGelu>(part(x + n + i, count)), part(x + i, count)));",
     ),
+    # rows with the layer in front of them: the order of the tree, its last group, the rounded residual
+    Mutant(
+        "fused_rows_cuda",
+        _ROW_SUM,
+        "ptx::add_rn(ptx::add_rn(s[0], s[1]), ptx::add_rn(s[2], s[3]))",
+        "ptx::add_rn(ptx::add_rn(s[0], s[2]), ptx::add_rn(s[1], s[3]))",
+    ),
+    Mutant("fused_rows_cuda", _ROW_SUM, "one = add_lane(one, 2);", "one = add_lane(one, 16);"),
+    Mutant("fused_rows_cuda", _ROW_SUM, "const int e = 128 * g + 32 * j", "const int e = 32 * j"),
+    Mutant("fused_rows_cuda", _LAYER, "    to_float(x, raw, dtype);\n", ""),
+    # the ends of exp; the gate for the up; the gather's place
+    Mutant("fused_rows_cuda", _GATE, "ptx::max_f32(t, -87.f), 88.f", "ptx::max_f32(t, -87.f), 87.f"),
+    Mutant(
+        "fused_rows_cuda", _GATE, "ptx::mul_rn(gate, sigmoid(at)), up", "ptx::mul_rn(up, sigmoid(at)), gate"
+    ),
+    Mutant(
+        "fused_rows_cuda",
+        _LAYER,
+        "(k & (kChunk - 1)) * chunks + k / kChunk",
+        "(k & (kChunk - 1)) * chunks + (k + 1) / kChunk",
+    ),
+    # what was transformed: the maximum after the factor, not before it; the first row for all
+    Mutant(
+        "hadamard_cuda",
+        _FINISH,
+        "    if (adjusted(p.adjust)) {\n      most = 0;",
+        "    if (p.adjust.index) {\n      most = 0;",
+    ),
+    Mutant(
+        "hadamard_cuda",
+        _FINISH,
+        "Tile<kShared>::place(begin + e))[0], p.scale)",
+        "Tile<kShared>::place(e))[0], p.scale)",
+    ),
+    # addends: the low-rank row of another token, the channels of another
+    Mutant("int_gemm_cuda", _EPILOGUE, "const int t = token + j * step;", "const int t = token + j;"),
+    Mutant("int_gemm_cuda", _EPILOGUE, "int64_t(i) * p.n + channel", "int64_t(i) * p.n + channel / 64 * 64"),
 ]

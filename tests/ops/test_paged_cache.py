@@ -1,4 +1,4 @@
-"""PagedKv4Cache: growing loses nothing, sequences keep to their own pages, limits are said in one sentence."""
+"""PagedKv4Cache: growing loses nothing, sequences keep to their own pages, limits are one clear sentence."""
 
 import pytest
 import torch

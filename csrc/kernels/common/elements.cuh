@@ -47,6 +47,13 @@ LOWBIT_DEVICE void load_chunk(RawChunk& raw, const void* x, DType dtype, int beg
   }
 }
 
+// Element `at`, by itself.
+LOWBIT_DEVICE float load_element(const void* x, DType dtype, int at) {
+  if (dtype == DType::f32) return ptx::ld_global(static_cast<const float*>(x) + at);
+  const uint16_t bits = ptx::ld_global(static_cast<const uint16_t*>(x) + at);
+  return dtype == DType::bf16 ? ptx::cvt_f32_bf16(bits) : ptx::cvt_f32_f16(bits);
+}
+
 // Eight 16-bit elements.
 LOWBIT_DEVICE void halves_to_float(float (&x)[kChunk], const uint32_t (&w)[4], DType dtype) {
   if (dtype == DType::bf16) {

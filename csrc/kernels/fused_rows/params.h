@@ -12,21 +12,18 @@ enum class Kind : int32_t { kPlain, kGated, kNorm };
 enum class Activation : int32_t { kSilu, kGeluTanh };
 
 // A row has k values: x itself; activation(gate) * up; or, normalised, x + residual rounded to the dtype.
-// Value index[j] times factor[j] minus shift[j] becomes code j.
 struct Params {
   Kind kind;
   const void* x;  // [rows, k]; gated: [rows, 2 k], the gate first
   DType dtype;    // of x, residual and sum
   int64_t rows, k, k_out;
-  const int32_t* index;  // [k_out], each in [0, k) (a larger one is read as k - 1), or null: k_out = k
-  const float* factor;   // [k_out], or null; the weight of a norm, never null
-  const float* shift;    // [k_out] subtracted last, or null
+  quantize::Adjust adjust;  // the factor of a norm is its weight, never null
   Activation activation;
   const void* residual;    // norm: [rows, k] or null
   void* sum;               // norm: [rows, k], x + residual; with a residual only
   float eps, gain_offset;  // norm: the factor is factor + gain_offset, where that is not zero
-  quantize::Output
-      to;  // scale null: the codes of the values themselves; then clip is 0, so that they are clamped
+  float* values;           // gated: [rows, k] instead of codes, for a transform; or null
+  quantize::Output to;     // scale null: static codes; then clip is 0, so that values are clamped
 };
 
 Error fused_rows_launch(const Params& p, const Device& device, Stream stream);

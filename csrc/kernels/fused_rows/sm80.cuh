@@ -3,20 +3,16 @@
 //   values    x; or activation(gate) * up; or x + residual, which is stored and whose squares are summed
 //   gather    where there is an index: the row waits in shared memory
 //   adjust    times factor, minus shift
-//   codes     quantize/codes.cuh, with a scale of the row or without
+//   codes     quantize/codes.cuh, with a scale of the row or without; or the values, where a transform comes
+//             in between
 #pragma once
 
-#include "../quantize/codes.cuh"
+#include "../quantize/adjust.cuh"
 #include "activation.cuh"
 #include "config.h"
 #include "row_sum.cuh"
 
 namespace lowbit::kernels::fused_rows {
-
-// Codes with the scale of the row, or of the values themselves.
-struct RowCoder : quantize::IntegerCoder {
-  LOWBIT_DEVICE bool fixed() const { return to.scale == nullptr; }
-};
 
 // Rounds to the dtype: raw as it is stored, x as it reads.
 LOWBIT_DEVICE void round_chunk(RawChunk& raw, float (&x)[kChunk], DType dtype) {
@@ -138,35 +134,17 @@ struct Staged {
   }
 };
 
-// v[i] = get(index[begin + i]), zero past `count`. An index past the row reads its last element.
-template <bool kWide, class Get>
-LOWBIT_DEVICE void gather_chunk(float (&v)[kChunk], const Params& p, int begin, int count, const Get& get) {
-  RawChunk index;
-  load_chunk<kWide>(index, p.index, DType::f32, begin, count);
-  const uint32_t last = uint32_t(p.k - 1);
+// The norm's factor: v * inverse_rms * (factor + offset).
+template <bool kWide>
+LOWBIT_DEVICE void apply_norm(float (&v)[kChunk], const Params& p, int begin, int count, float inverse_rms) {
+  RawChunk raw;
+  load_chunk<kWide>(raw, p.adjust.factor, DType::f32, begin, count);
   LOWBIT_UNROLL
-  for (int i = 0; i < kChunk; ++i)
-    v[i] = begin + i < count ? get(int(index.w[i] < last ? index.w[i] : last)) : 0.f;
-}
-
-// v * inverse_rms * (factor + offset) - shift, of which only the norm has the first and the offset.
-template <Kind kKind, bool kWide>
-LOWBIT_DEVICE void adjust_chunk(float (&v)[kChunk], const Params& p, int begin, int count,
-                                float inverse_rms) {
-  if (p.factor) {
-    RawChunk raw;
-    load_chunk<kWide>(raw, p.factor, DType::f32, begin, count);
-    LOWBIT_UNROLL
-    for (int i = 0; i < kChunk; ++i) {
-      float f = ptx::bit_cast<float>(raw.w[i]);
-      if (kKind == Kind::kNorm) {
-        v[i] = ptx::mul_rn(v[i], inverse_rms);
-        if (p.gain_offset != 0.f) f = ptx::add_rn(f, p.gain_offset);
-      }
-      v[i] = ptx::mul_rn(v[i], f);
-    }
+  for (int i = 0; i < kChunk; ++i) {
+    float f = ptx::bit_cast<float>(raw.w[i]);
+    if (p.gain_offset != 0.f) f = ptx::add_rn(f, p.gain_offset);
+    v[i] = ptx::mul_rn(ptx::mul_rn(v[i], inverse_rms), f);
   }
-  if (p.shift) quantize::subtract_shift<kWide>(v, p.shift, begin, count);
 }
 
 template <Kind kKind, int kVectors, bool kWide>
@@ -204,23 +182,37 @@ fused_rows_kernel(const Launch a) {
       inverse_rms = ptx::div_rn(1.f, ptx::sqrt_rn(ptx::add_rn(mean, p.eps)));
     }
   }
+  if (kKind == Kind::kGated && p.values) {
+    float* to = p.values + (active ? row : 0) * p.k;
+    for (int round = 0; round < rounds; ++round) {
+      if (rounds > 1) source.chunks(x, first_of(round), step);
+      LOWBIT_UNROLL
+      for (int v = 0; v < kVectors; ++v)
+        store_chunk<kWide>(to, DType::f32, (first_of(round) + v * step) * kChunk, source.count, x[v]);
+    }
+    return;
+  }
   const int count = active ? int(p.k_out) : 0;
   quantize::quantize_rows<kVectors, kRounds>(
-      RowCoder{p.to, int(p.k_out), a.c.wide_store}, team, a.c.chunks, row, active,
+      quantize::RowCoder{p.to, int(p.k_out), a.c.wide_store}, team, a.c.chunks, row, active,
       smem.template as<uint32_t>(), [&](float (&v)[kVectors][kChunk], int round) {
-        if (!p.index && rounds > 1) source.chunks(x, first_of(round), step);
+        if (!p.adjust.index && rounds > 1) source.chunks(x, first_of(round), step);
         LOWBIT_UNROLL
         for (int i = 0; i < kVectors; ++i) {
           const int begin = (first_of(round) + i * step) * kChunk;
-          if (!p.index) {
+          if (!p.adjust.index) {
             LOWBIT_UNROLL
             for (int j = 0; j < kChunk; ++j) v[i][j] = x[i][j];
           } else if (a.c.staged) {
-            gather_chunk<kWide>(v[i], p, begin, count, [&](int k) { return staged.get(k); });
+            quantize::gather_chunk<kWide>(v[i], p.adjust, int(p.k), begin, count,
+                                          [&](int k) { return staged.get(k); });
           } else {
-            gather_chunk<kWide>(v[i], p, begin, count, [&](int k) { return source.element(k); });
+            quantize::gather_chunk<kWide>(v[i], p.adjust, int(p.k), begin, count,
+                                          [&](int k) { return source.element(k); });
           }
-          adjust_chunk<kKind, kWide>(v[i], p, begin, count, inverse_rms);
+          if (kKind == Kind::kNorm) apply_norm<kWide>(v[i], p, begin, count, inverse_rms);
+          else quantize::multiply_factor<kWide>(v[i], p.adjust.factor, begin, count);
+          if (p.adjust.shift) quantize::subtract_shift<kWide>(v[i], p.adjust.shift, begin, count);
         }
       });
 }

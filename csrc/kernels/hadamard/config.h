@@ -39,7 +39,7 @@ struct Config {
   Last last;
   quantize::Team team;  // of the quantiser; the whole block when a tile is one row
   int32_t chunks;
-  bool wide_codes;
+  bool wide_codes, wide_adjust;
   bool long_row;   // quantised, one row per tile, by the whole block
   int32_t stages;  // m
   int32_t shared_bytes;
@@ -83,7 +83,11 @@ inline Config choose(const Params& p, const Device& device) {
                                       : Last::kLater;
   const int64_t unit = p.quantised ? p.n : block, units = p.rows * p.n / unit;
   if (p.quantised)
-    c.chunks = int32_t(quantize::chunks_of(p.to, p.n)), c.wide_codes = quantize::wide_codes(p.to);
+    c.chunks = int32_t(quantize::chunks_of(p.to, p.n_out)), c.wide_codes = quantize::wide_codes(p.to);
+  const auto columns_of = reinterpret_cast<uintptr_t>(p.adjust.index) |
+                          reinterpret_cast<uintptr_t>(p.adjust.factor) |
+                          reinterpret_cast<uintptr_t>(p.adjust.shift);
+  c.wide_adjust = columns_of % 16 == 0 && p.n_out % 4 == 0;
   c.long_row = p.quantised && int64_t(c.chunks) * 8 > kShortRow;
   // Lanes that quantise a short row. Eight chunks side by side fill the banks.
   int32_t size = c.chunks < 8 ? 4 : 8;
@@ -124,7 +128,10 @@ inline Error check(const Params& p) {
   if (p.order > 1 && p.order % 4) return "hadamard: K is not a multiple of four";
   if (p.n > quantize::kMaxRow) return "hadamard: a row has more than 2^30 elements";
   if (p.shift && !p.quantised) return "hadamard: a shift needs quantised output";
-  return p.quantised ? quantize::check_output(p.to, p.n) : nullptr;
+  if (!p.quantised) return nullptr;
+  if (!p.adjust.index && p.n_out != p.n) return "hadamard: without an index there is a code per element";
+  if (!p.to.scale && p.to.clip != 0) return "hadamard: static codes have clip 0";
+  return quantize::check_output(p.to, p.n_out);
 }
 
 inline std::string explain(const Config& c) {

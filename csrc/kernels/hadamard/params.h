@@ -20,9 +20,11 @@ struct Params {
   bool transposed;  // mix holds the transpose; no unrolled one exists
   float scale;      // multiplied last
   bool quantised;
-  const float* shift;   // [n] subtracted first, or null; with `quantised` only
-  quantize::Output to;  // with `quantised`
-  float* workspace;     // Config::workspace floats, 16-byte aligned
+  const float* shift;       // [n] subtracted first, or null; with `quantised` only
+  quantize::Adjust adjust;  // of the result, on its way to codes; with `quantised` only
+  int64_t n_out;            // codes per row; n without adjust.index; with `quantised`
+  quantize::Output to;      // with `quantised`; scale null: static codes, then clip is 0
+  float* workspace;         // Config::workspace floats, 16-byte aligned
 };
 
 struct Config;

@@ -11,25 +11,10 @@
 
 #include "../quantize/codes.cuh"
 #include "config.h"
+#include "finish.cuh"
 #include "mix.cuh"
 
 namespace lowbit::kernels::hadamard {
-
-// What a CTA works on: `count` elements of x and y, row-major, the rows and blocks in it whole.
-template <bool kShared>
-struct Work {
-  Tile<kShared> tile, other;  // `other`: the table mix writes there
-  int64_t index;              // of the tile
-  int count;
-  uint32_t most;  // largest magnitude that this thread saw come out of the last stage, when quantised
-
-  LOWBIT_DEVICE const uint8_t* x(const Launch& a) const {
-    return static_cast<const uint8_t*>(a.p.x) + index * (a.c.tile * size_of(a.p.dtype));
-  }
-  LOWBIT_DEVICE uint8_t* y(const Launch& a) const {
-    return static_cast<uint8_t*>(a.p.y) + index * (a.c.tile * size_of(a.p.dtype));
-  }
-};
 
 template <bool kShared>
 LOWBIT_DEVICE void put_chunk(const Tile<kShared>& tile, int e, const float (&x)[kChunk]) {
@@ -47,12 +32,6 @@ LOWBIT_DEVICE void get_chunk(const Tile<kShared>& tile, int e, float (&x)[kChunk
     LOWBIT_UNROLL
     for (int i = 0; i < 4; ++i) x[4 * h + i] = v[i];
   }
-}
-
-LOWBIT_DEVICE float load_element(const void* x, DType dtype, int at) {
-  if (dtype == DType::f32) return ptx::ld_global(static_cast<const float*>(x) + at);
-  const uint16_t bits = ptx::ld_global(static_cast<const uint16_t*>(x) + at);
-  return dtype == DType::bf16 ? ptx::cvt_f32_bf16(bits) : ptx::cvt_f32_f16(bits);
 }
 
 // A warp's 1024 elements from `begin` into the tile, one by one, where x is not made of whole 16 bytes.
@@ -295,65 +274,6 @@ LOWBIT_DEVICE void mix(Work<kShared>& w, const Launch& a) {
     if (p.order == 44) mix_unrolled<44>(w.tile, w.count, stages, put);
     if (p.order == 52) mix_unrolled<52>(w.tile, w.count, stages, put);
     if (p.order == 60) mix_unrolled<60>(w.tile, w.count, stages, put);
-  }
-}
-
-// Half a chunk at e of the tile, times the scale; zeros from `count` on. An odd n has blocks of one element.
-template <bool kShared>
-LOWBIT_DEVICE void get_scaled(const Work<kShared>& w, const Params& p, int e, int count, float* x) {
-  ptx::Vector<float, 4> v{};
-  if (p.n % 4 == 0) {
-    if (count > 0) v = w.tile.template load_at<4>(Tile<kShared>::place(e));
-  } else {
-    LOWBIT_UNROLL
-    for (int i = 0; i < 4; ++i)
-      if (i < count) v[i] = w.tile.template load_at<1>(Tile<kShared>::place(e + i))[0];
-  }
-  LOWBIT_UNROLL
-  for (int i = 0; i < 4; ++i) x[i] = ptx::mul_rn(v[i], p.scale);
-}
-
-// Rows of at most 1024, several per tile: each by a part of a warp, that holds it in registers.
-template <bool kShared>
-LOWBIT_DEVICE void quantize_short_rows(const Work<kShared>& w, const Launch& a) {
-  const quantize::Team& team = a.c.team;
-  const int n = int(a.p.n), row = ptx::thread_index() / team.size, thread = ptx::thread_index() % team.size;
-  const bool active = row < w.count / n;
-  const int begin = active ? row * n : 0, count = active ? n : 0;
-  const auto load = [&](float (&x)[4][kChunk], int) {
-    LOWBIT_UNROLL
-    for (int c = 0; c < 4; ++c) {
-      const int k = (thread + c * team.size) * kChunk;
-      get_scaled(w, a.p, begin + k, count - k, x[c]);
-      get_scaled(w, a.p, begin + k + 4, count - k - 4, x[c] + 4);
-    }
-  };
-  quantize::quantize_rows<4, false>(quantize::IntegerCoder{a.p.to, n, a.c.wide_codes}, team, a.c.chunks,
-                                    w.index * a.c.tile_rows + row, active, ptx::dynamic_smem<uint32_t>(),
-                                    load);
-}
-
-// One row by the whole block; the largest magnitude is known from the last stage. Rounding is monotonic, so
-// the scaled maximum is the maximum of the scaled.
-template <bool kShared>
-LOWBIT_DEVICE void quantize_long_row(const Work<kShared>& w, const Launch& a) {
-  const Params& p = a.p;
-  const int n = int(p.n), threads = ptx::thread_count();
-  const int64_t row = w.index;
-  const uint32_t most = quantize::team_max(w.most, a.c.team, ptx::dynamic_smem<uint32_t>());
-  const float scaled = ptx::mul_rn(ptx::bit_cast<float>(most), p.scale);
-  const quantize::Scale s = quantize::scale_of(ptx::bit_cast<uint32_t>(scaled), p.to);
-  if (ptx::thread_index() == 0) ptx::st_global(p.to.scale + row, s.scale);
-  uint8_t* q = static_cast<uint8_t*>(p.to.q) + row * p.to.stride;
-  LOWBIT_NO_UNROLL
-  for (int first = 0; first < a.c.chunks; first += threads) {  // collective: whole warps go round
-    const int chunk = first + ptx::thread_index(), k = chunk * kChunk;
-    float x[kChunk];
-    get_scaled(w, p, k, n - k, x);
-    get_scaled(w, p, k + 4, n - k - 4, x + 4);
-    uint32_t code[2];
-    quantize::code_bytes(code, x, s.inverse, p.to);
-    quantize::store_codes(p.to, q, n, chunk, code, a.c.wide_codes, chunk < a.c.chunks);
   }
 }
 

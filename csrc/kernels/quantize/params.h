@@ -26,6 +26,13 @@ struct Output {
   float* scale;    // [rows]; null where a family knows static codes: those of the values themselves
 };
 
+// What a row meets on its way to codes: value index[j] times factor[j] minus shift[j] becomes code j.
+struct Adjust {
+  const int32_t* index;  // [k_out], each in [0, k) (a larger one is read as k - 1), or null: k_out = k
+  const float* factor;   // [k_out] or null
+  const float* shift;    // [k_out] or null
+};
+
 struct Params {
   const void* x;  // [rows, k], row r at x + r * x_stride elements
   DType dtype;

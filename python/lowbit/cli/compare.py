@@ -35,6 +35,7 @@ DEFAULT_METHODS = (
     "quarot gptq w4a8kv4",
     "quarot rtn w8a8",
     "fp6 gptq e2m3",
+    "mergequant w4a4",
 )
 PROMPTS = ("Tell me the name of the largest ocean on Earth.", "Explain in one sentence why the sky is blue.")
 

@@ -79,7 +79,7 @@ def run(argv: list[str] | None = None) -> int:
     p.add_argument(
         "--out", type=Path, default=Path("build/demo"), help="folder of everything (default build/demo)"
     )
-    p.add_argument("--methods", help="as for `lowbit compare` (default: its nine)")
+    p.add_argument("--methods", help="as for `lowbit compare` (default: its ten)")
     p.add_argument("--windows", default="2", metavar="N", help="of 2048 tokens to evaluate on (default 2)")
     p.add_argument(
         "--calib-samples", default="16", metavar="N", help="of 512 tokens to calibrate on (default 16)"

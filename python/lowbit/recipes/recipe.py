@@ -254,6 +254,8 @@ def _mergequant() -> dict[str, Recipe]:
         recipes[f"mergequant w4a4{suffix}"] = four
         recipes[f"mergequant w4a4{suffix} no-split"] = replace(unsplit, rotate_residual=residual)
         recipes[f"mergequant w4a8{suffix}"] = replace(four, activation_bits=8)
+    dynamic = replace(unsplit, static_channels=False)
+    recipes["best w4a4kv4"] = replace(dynamic, group_size=64, prefix=True)
     return recipes
 
 

@@ -1,0 +1,124 @@
+// Fused row ops on CUDA. LOWBIT_CHECKED and the values of an index are the CPU's to look at: reading a result
+// back would stall the stream.
+#include "../kernels/fused_rows/params.h"
+#include "fused_rows.h"
+#include "transform_cuda.h"
+
+namespace lowbit::ops {
+namespace {
+
+namespace fused = kernels::fused_rows;
+namespace quant = kernels::quantize;
+
+const float* floats(const OptTensor& t) {
+  return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr;
+}
+
+// The results of an op, and what the kernels are told of them.
+struct Results {
+  Tensor q, scale;
+  quant::Adjust adjust;
+  quant::Output to;
+
+  Results(const RowCodes& codes, const OnDevice& on)
+      : q(empty_cuda(codes.q, codes.q_dtype, on.device.index)),
+        scale(empty_cuda(codes.scale, ScalarType::Float, on.device.index)),
+        adjust{codes.index ? static_cast<const int32_t*>(codes.index->const_data_ptr()) : nullptr,
+               floats(codes.inverse_step), floats(codes.shift)},
+        to{codes.bits == 4 ? quant::Codes::kPacked4 : quant::Codes::kInt8,
+           codes.bits,
+           codes.static_scale ? 0.f : codes.clip,
+           q.mutable_data_ptr(),
+           codes.q.back(),
+           codes.static_scale ? nullptr : static_cast<float*>(scale.mutable_data_ptr())} {}
+};
+
+fused::Params params_of(fused::Kind kind, const Tensor& x, DType dtype, int64_t rows, const RowCodes& codes,
+                        const Results& out) {
+  fused::Params p{};
+  p.kind = kind, p.x = x.const_data_ptr(), p.dtype = dtype, p.rows = rows, p.k = codes.n, p.k_out = codes.k;
+  p.adjust = out.adjust, p.to = out.to;
+  return p;
+}
+
+void run(const char* op, const fused::Params& p, const OnDevice& on) {
+  if (p.rows) check_cuda(fused::fused_rows_launch(p, on.device, on.stream), op);
+}
+
+// values [rows, n] of `dtype`, transformed, adjusted and quantised in one launch.
+void run_transformed(const char* op, const void* values, DType dtype, int64_t rows, const RowCodes& codes,
+                     const Transform& t, const Results& out, const OnDevice& on) {
+  if (!rows) return;
+  kernels::hadamard::Params p{};
+  p.x = values, p.dtype = dtype, p.rows = rows, p.n = codes.n, p.n_out = codes.k;
+  p.scale = float(1.0 / __builtin_sqrt(double(t.order * t.two)));
+  p.quantised = true, p.adjust = out.adjust, p.to = out.to;
+  run_hadamard(op, p, t, false, on);
+}
+
+Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_step, const OptTensor& shift,
+                       const OptTensor& index, std::optional<int64_t> hadamard_block) {
+  constexpr const char* op = "quantize_static";
+  check_same_device(op, {"x", x}, {{"inverse_step", inverse_step}, {"shift", shift}, {"index", index}});
+  const StaticInput in(op, x, bits, inverse_step, shift, index, hadamard_block);
+  const OnDevice on(in.x, op);
+  const Results out(in.codes, on);
+  if (in.transform)
+    run_transformed(op, in.x.const_data_ptr(), in.dtype, in.rows.count, in.codes, *in.transform, out, on);
+  else run(op, params_of(fused::Kind::kPlain, in.x, in.dtype, in.rows.count, in.codes, out), on);
+  return out.q;
+}
+
+std::tuple<Tensor, Tensor, Tensor> rms_norm_quantize(const Tensor& x, const Tensor& weight, double eps,
+                                                     int64_t bits, const OptTensor& residual,
+                                                     const OptTensor& index, const OptTensor& shift,
+                                                     bool static_scale, double clip, double gain_offset) {
+  constexpr const char* op = "rms_norm_quantize";
+  check_same_device(op, {"x", x},
+                    {{"weight", weight}, {"residual", residual}, {"index", index}, {"shift", shift}});
+  const NormInput in(op, x, weight, eps, bits, residual, index, shift, static_scale, clip, gain_offset);
+  const OnDevice on(in.x, op);
+  const Results out(in.codes, on);
+  Tensor sum = empty_cuda(in.sum, in.x.scalar_type(), on.device.index);
+  fused::Params p = params_of(fused::Kind::kNorm, in.x, in.dtype, in.rows.count, in.codes, out);
+  p.adjust.factor = static_cast<const float*>(in.weight.const_data_ptr());
+  p.eps = in.eps, p.gain_offset = in.gain_offset;
+  if (in.residual) p.residual = in.residual->const_data_ptr(), p.sum = sum.mutable_data_ptr();
+  run(op, p, on);
+  return {out.q, out.scale, sum};
+}
+
+std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, std::string_view activation,
+                                          std::optional<int64_t> hadamard_block,
+                                          const OptTensor& inverse_step, const OptTensor& shift,
+                                          const OptTensor& index, bool static_scale, double clip) {
+  constexpr const char* op = "gated_quantize";
+  check_same_device(op, {"gate_up", gate_up},
+                    {{"inverse_step", inverse_step}, {"shift", shift}, {"index", index}});
+  const GatedInput in(op, gate_up, bits, activation, hadamard_block, inverse_step, shift, index, static_scale,
+                      clip);
+  const OnDevice on(in.gate_up, op);
+  const Results out(in.codes, on);
+  fused::Params p = params_of(fused::Kind::kGated, in.gate_up, in.dtype, in.rows.count, in.codes, out);
+  p.activation = in.gelu ? fused::Activation::kGeluTanh : fused::Activation::kSilu;
+  if (!in.transform) {
+    run(op, p, on);
+    return {out.q, out.scale};
+  }
+  // the transform keeps its block on chip, and reads it from memory: the gated values in fp32
+  Tensor values = empty_cuda({in.rows.count, in.codes.n}, ScalarType::Float, on.device.index);
+  p.adjust = {}, p.k_out = p.k, p.values = static_cast<float*>(values.mutable_data_ptr());
+  run(op, p, on);
+  run_transformed(op, p.values, DType::f32, in.rows.count, in.codes, *in.transform, out, on);
+  return {out.q, out.scale};
+}
+
+}  // namespace
+}  // namespace lowbit::ops
+
+STABLE_TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {
+  using namespace lowbit::ops;
+  m.impl("quantize_static", TORCH_BOX(&quantize_static));
+  m.impl("rms_norm_quantize", TORCH_BOX(&rms_norm_quantize));
+  m.impl("gated_quantize", TORCH_BOX(&gated_quantize));
+}
