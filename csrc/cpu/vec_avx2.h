@@ -100,9 +100,7 @@ static inline int32_t lane_max_bits(I a) {
   m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4E));
   return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xB1)));
 }
-static inline V to_codes(V x, V inv, V lo, V hi) {
-  return round_even(min(max(mul(x, inv), lo), hi));
-}
+static inline V to_codes(V x, V inv, V lo, V hi) { return round_even(min(max(mul(x, inv), lo), hi)); }
 static inline void store_i8(int8_t* p, V codes) {
   const __m256i i = _mm256_cvtps_epi32(codes);
   const __m128i s = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
@@ -294,8 +292,9 @@ static inline Wide from_s16(Half h) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(h))),
           _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(h, 1)))};
 }
-// Sixteen bf16 as fp32 without a conversion: channels 0, 2 .. 14 and 1, 3 .. 15. On Zen 4 a row of e3m2 takes two
-// thirds of the time it takes through fp16. Intel's multipliers trap to microcode on subnormals, AMD's do not.
+// Sixteen bf16 as fp32 without a conversion: channels 0, 2 .. 14 and 1, 3 .. 15. On Zen 4 a row of e3m2 takes
+// two thirds of the time it takes through fp16. Intel's multipliers trap to microcode on subnormals, AMD's do
+// not.
 struct Split {
   __m256 even, odd;
 };

@@ -115,9 +115,7 @@ static inline int32_t lane_max_bits(I a) {
   for (int i = 1; i < 16; ++i) m = t[i] > m ? t[i] : m;
   return m;
 }
-static inline V to_codes(V x, V inv, V lo, V hi) {
-  return round_even(min(max(mul(x, inv), lo), hi));
-}
+static inline V to_codes(V x, V inv, V lo, V hi) { return round_even(min(max(mul(x, inv), lo), hi)); }
 static inline void store_i8(int8_t* p, V codes) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(codes)));
 }

@@ -18,7 +18,8 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "Tensor? low_rank_up=None) -> Tensor");
   m.def(
       "int8_linear(Tensor x_q, Tensor? x_scale, Tensor weight, Tensor w_scale, Tensor? bias=None, "
-      "ScalarType? out_dtype=None, Tensor? residual=None, Tensor? low_rank=None, Tensor? low_rank_up=None) -> "
+      "ScalarType? out_dtype=None, Tensor? residual=None, Tensor? low_rank=None, Tensor? low_rank_up=None) "
+      "-> "
       "Tensor");
   m.def(
       "dynamic_linear(Tensor x, Tensor weight, Tensor w_scale, Tensor? group_scale=None, Tensor? bias=None, "

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from . import attention
+from . import attention, fused_rows
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,8 @@ _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
 _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
 _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
-_LAYER, _ROW_SUM = "kernels/fused_rows/sm80.cuh", "kernels/fused_rows/row_sum.cuh"
-_GATE, _FINISH = "kernels/fused_rows/activation.cuh", "kernels/hadamard/finish.cuh"
+_FINISH = "kernels/hadamard/finish.cuh"
 _HEADS = "kernels/kv_cache/sm80.cuh"
-_FUSED, _EXP = "cpu/fused_rows-inl.h", "cpu/exp-inl.h"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
 MUTANTS = [
@@ -241,6 +239,8 @@ MUTANTS = [
         "(a - 0x38000000u + 0x1000u) >> 13",
     ),
     *(Mutant("attention", *edit) for edit in attention.EDITS),
+    *(Mutant("fused_rows", *edit) for edit in fused_rows.EDITS),
+    *(Mutant("fused_rows_cuda", *edit) for edit in fused_rows.CUDA_EDITS),
     # ---- CUDA, under the emulator
     # a wait too few
     Mutant(
@@ -563,81 +563,6 @@ MUTANTS = [
     Mutant("fp_gemm", _FLOAT, "float(q - below >= 0.5f)", "float(q - below > 0.5f)"),
     Mutant("fp_gemm", _FLOAT, "a = bits < top ? bits :", "a = bits < 2 * top ? bits :"),
     Mutant("fp_gemm", _FLOAT, "kFirst = 127 - kBias + 1;", "kFirst = 127 - kBias;"),
-    # rows that leave as codes: the order of a sum, what is left of a level, the rounded residual
-    Mutant(
-        "fused_rows",
-        _FUSED,
-        "pair_sums(pair_sums(v[4], v[5]), pair_sums(v[6], v[7])));",
-        "pair_sums(pair_sums(v[4], v[6]), pair_sums(v[5], v[7])));",
-    ),
-    Mutant("fused_rows", _FUSED, "for (i = count; i % kChunk; ++i) sums[i] = 0.f;", ""),
-    Mutant("fused_rows", _AVX2, "_mm256_hadd_ps(a, b)), 0xD8));", "_mm256_hadd_ps(a, b)), 0xE4));"),
-    Mutant(
-        "fused_rows",
-        _FUSED,
-        "const V s = part(values + i, count);",
-        "const V s = sum ? add(part(x + i, count), part(residual + i, count)) : part(values + i, count);",
-    ),
-    # the order of two factors and of a step and a shift
-    Mutant(
-        "fused_rows",
-        _FUSED,
-        "return mul(mul(v, inv), add(part(p.weight + j, count), offset));",
-        "return mul(v, mul(inv, add(part(p.weight + j, count), offset)));",
-    ),
-    Mutant("fused_rows", _FUSED, "y[j] = from[index[j]];", "y[j] = from[index[j & ~int64_t(63)] + j % 64];"),
-    # the ends of exp, a digit of the polynomial and of ln 2
-    Mutant(
-        "fused_rows", _EXP, "max(min(x, set1(88.f)), set1(-87.f))", "max(min(x, set1(87.f)), set1(-87.f))"
-    ),
-    Mutant("fused_rows", _EXP, "set1(4.1665795894e-2f)", "set1(4.1666e-2f)"),
-    Mutant("fused_rows", _EXP, "set1(-2.12194440e-4f)", "set1(-2.12194e-4f)"),
-    Mutant(
-        "fused_rows",
-        _FUSED,
-        "const V cube = mul(mul(g, g), g);",
-        "const V cube = mul(mul(g, set1(0.044715f)), mul(g, g));",
-    ),
-    # NaN as a static code, the row that a code goes to, the size of the transform's work
-    Mutant(
-        "fused_rows",
-        _FUSED,
-        "to_codes(max(lo, value(j, count)), one",
-        "to_codes(max(value(j, count), lo), one",
-    ),
-    Mutant(
-        "fused_rows",
-        _FUSED,
-        "static_cast<uint8_t*>(c.q) + r * ((c.k + 1) / 2));",
-        "static_cast<uint8_t*>(c.q) + r * (c.k / 2));",
-    ),
-    Mutant(
-        "fused_rows",
-        _FUSED,
-        "store(row + i, mul(activation<kGelu>(part(x + i, count)), part(x + n + i, count)));",
-        "store(row + i, mul(activation<kGelu>(part(x + n + i, count)), part(x + i, count)));",
-    ),
-    # rows with the layer in front of them: the order of the tree, its last group, the rounded residual
-    Mutant(
-        "fused_rows_cuda",
-        _ROW_SUM,
-        "ptx::add_rn(ptx::add_rn(s[0], s[1]), ptx::add_rn(s[2], s[3]))",
-        "ptx::add_rn(ptx::add_rn(s[0], s[2]), ptx::add_rn(s[1], s[3]))",
-    ),
-    Mutant("fused_rows_cuda", _ROW_SUM, "one = add_lane(one, 2);", "one = add_lane(one, 16);"),
-    Mutant("fused_rows_cuda", _ROW_SUM, "const int e = 128 * g + 32 * j", "const int e = 32 * j"),
-    Mutant("fused_rows_cuda", _LAYER, "    to_float(x, raw, dtype);\n", ""),
-    # the ends of exp; the gate for the up; the gather's place
-    Mutant("fused_rows_cuda", _GATE, "ptx::max_f32(t, -87.f), 88.f", "ptx::max_f32(t, -87.f), 87.f"),
-    Mutant(
-        "fused_rows_cuda", _GATE, "ptx::mul_rn(gate, sigmoid(at)), up", "ptx::mul_rn(up, sigmoid(at)), gate"
-    ),
-    Mutant(
-        "fused_rows_cuda",
-        _LAYER,
-        "(k & (kChunk - 1)) * chunks + k / kChunk",
-        "(k & (kChunk - 1)) * chunks + (k + 1) / kChunk",
-    ),
     # what was transformed: the maximum after the factor, not before it; the first row for all
     Mutant(
         "hadamard_cuda",

@@ -100,8 +100,8 @@ LOWBIT_DEVICE void issue_half(float (&sums)[C::kSums], const uint32_t (&a)[4][4]
   ptx::wgmma_commit_group();
 }
 
-// The sums of one item. While half a stage is multiplied, the next is decoded into the other set of registers;
-// a set is written again only after the wait that covers its last use.
+// The sums of one item. While half a stage is multiplied, the next is decoded into the other set of
+// registers; a set is written again only after the wait that covers its last use.
 template <class C>
 LOWBIT_DEVICE int multiply_item(float (&sums)[C::kSums], const Ring<C>& ring, int step, int count, int team) {
   const int slab_at = C::kWeightAt + team * C::kBlockBytes +
