@@ -147,6 +147,15 @@ def test_size_of_queries(emulated, size):
     check(y, batch)
 
 
+def test_largest_score_in_a_late_split(emulated):
+    """Past what exp holds beyond the first split's scores: the largest of all splits is what counts."""
+    batch = Batch((700,), 2, 1, 64, 16, "float32", seed=8)
+    batch.cache.put("key", batch.slots(0)[500], 0, batch.q[0, 0] * F32(50))
+    y, _ = batch.run(emulated)
+    assert np.isfinite(y).all()
+    check(y, batch)
+
+
 def test_size_of_values(emulated):
     """Steps of values from float16's smallest to its largest, in one sequence."""
     batch = Batch((300,), 2, 1, 64, 16, "float32", seed=3)
