@@ -18,7 +18,7 @@ RESULTS = ROOT / "bench/results"
 DOCUMENTS = ("README.md", "docs/formats.md", "docs/mergequant.md")
 BATCHES = (1, 8, 32, 128, 512)
 OPTIONS = (
-    "quarot gptq w4a4kv4", "quarot gptq w4a4kv4 +shift", "best w4a4kv4", "quarot gptq w4a8kv4",
+    "quarot gptq w4a4kv4", "quarot gptq w4a4kv4 +shift", "quarot gptq w4a8kv4",
 )  # fmt: skip
 FLOATS = (
     "fp6 e3m2", "fp6 e2m3", "fp6 gptq e3m2", "fp6 gptq e2m3", "zeroquant fp6", "mxfp6", "fp4 w4a16",
@@ -26,9 +26,10 @@ FLOATS = (
     "llm-fp4 w4a4 pre-shift", "llm-fp4 w4a4 no-pre-shift", "llm-fp4 w4a4kv4 pre-shift",
     "quarot llm-fp4 w4a4kv4", "quarot llm-fp4 gptq w4a4kv4",
 )  # fmt: skip
-STATIC = tuple(
-    f"mergequant {bits}{end}"
-    for bits in ("w4a4", "w4a8") for end in ("", " no-split", " no-r1", " no-r1 no-split")
+STATIC = (
+    "quarot gptq w4a4kv4", "quarot gptq w4a4kv4 +shift", "mergequant w4a4", "mergequant w4a4 no-split",
+    "mergequant w4a4 no-r1", "mergequant w4a4 no-r1 no-split", "best w4a4kv4", "quarot gptq w4a8kv4",
+    "mergequant w4a8", "mergequant w4a8 no-r1",
 )  # fmt: skip
 
 

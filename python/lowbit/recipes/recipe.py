@@ -254,12 +254,12 @@ def _mergequant() -> dict[str, Recipe]:
         recipes[f"mergequant w4a4{suffix}"] = four
         recipes[f"mergequant w4a4{suffix} no-split"] = replace(unsplit, rotate_residual=residual)
         recipes[f"mergequant w4a8{suffix}"] = replace(four, activation_bits=8)
-    recipes["mergequant w4a4kv4 no-r1 wide"] = replace(
+    recipes["best w4a4kv4"] = replace(
         unsplit, rotate_residual=False, static_sites="norm", split=1.0, split_growth=0.3, group_size=64,
         quantized_calibration=True, prefix=True,
     )  # fmt: skip
-    dynamic = replace(unsplit, static_channels=False)
-    recipes["best w4a4kv4"] = replace(dynamic, group_size=64, prefix=True)
+    dynamic = replace(unsplit, static_channels=False, head_bits=16)
+    recipes["quarot gptq w4a4kv4 g64 +shift +prefix"] = replace(dynamic, group_size=64, prefix=True)
     return recipes
 
 
