@@ -48,8 +48,8 @@ def _demo(report: dict) -> str:
                 f"{ppl:.2f}" if ppl < 1e4 else f"{ppl:.0f}",
                 f"{ratio:.3f}" if ratio < 100 else f"{ratio:.0f}",
                 f"{row['checkpoint_bytes'] / 1e6:.0f}",
-                f"{row['prefill_tokens_per_s']:.0f}",
-                f"{row['decode_tokens_per_s']:.1f}",
+                f"{row['prefill_tokens_per_s']:.0f}" if "prefill_tokens_per_s" in row else "",
+                f"{row['decode_tokens_per_s']:.1f}" if "decode_tokens_per_s" in row else "",
             ]
         )
     note = (

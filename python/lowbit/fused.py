@@ -1,7 +1,10 @@
-"""The fused decoder: a layer of quantised linears as eight kernels per step.
+"""The fused decoder: a layer of quantised linears as eight calls per step.
 
     RMSNorm -> codes | q, k, v | RoPE -> append -> attend | o + residual
     RMSNorm -> codes | gate, up | SiLU -> Hadamard -> codes | down + residual
+
+A call is a kernel on a CPU. On CUDA two of them are two launches: o_proj's input is quantised apart from its
+product, and a gate with a Hadamard behind it leaves as floats first.
 
 Linears that share an input are one product; activations cross memory as codes, and residuals are added in the
 products' epilogues. Static layers (MergeQuant, arXiv 2503.07654) need no scale per token; dynamic ones
@@ -22,7 +25,6 @@ from .nn.linear import IntegerLinear
 from .transforms.hadamard import hadamard
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-LAUNCHES = 8  # per layer and decode step; one more where o_proj is static or quantises apart from its product
 
 
 class NotFusable(ValueError):

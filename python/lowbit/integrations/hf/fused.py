@@ -252,7 +252,7 @@ def fuse(model: nn.Module, max_tokens: int | None = None) -> nn.Module:
     model: a Llama-, Mistral-, Qwen2- or Qwen3-type model quantised by a recipe with integer layers and kv4.
     max_tokens: the most tokens a sequence may hold (None: what the model's positions allow, and its sliding
     window where it has one); asking for more raises ValueError. `generate`, sampling, streaming and chat work
-    as before, at eight kernels per layer and token. A prompt attends to its own keys and values before they
+    as before, at eight calls per layer and token. A prompt attends to its own keys and values before they
     are rounded to 4 bits, so perplexity by `lowbit.evaluate` measures the cache only on the model as loaded.
     Layers and fused layers share memory. `lowbit.unfuse(model)` undoes it; saving works either way.
 
