@@ -5,6 +5,8 @@
 
 namespace lowbit::kernels::fused_rows {
 
+namespace {  // the launch functions of two files must not be merged
+
 template <Kind kKind>
 Error launch_kind(const Params& p, const Config& c, Stream stream) {
   const auto kernel = !c.wide               ? fused_rows_kernel<kKind, 2, false>
@@ -13,6 +15,8 @@ Error launch_kind(const Params& p, const Config& c, Stream stream) {
                                             : fused_rows_kernel<kKind, 4, true>;
   return launch(kernel, {c.blocks}, c.team.threads(), c.shared_bytes, stream, Launch{p, c});
 }
+
+}  // namespace
 
 Error fused_rows_launch(const Params& p, const Device& device, Stream stream) {
   if (Error error = check(p)) return error;

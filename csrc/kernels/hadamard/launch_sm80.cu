@@ -5,6 +5,8 @@
 
 namespace lowbit::kernels::hadamard {
 
+namespace {  // the launch functions of two files must not be merged
+
 template <bool kQuantised>
 Error launch_one(const Params& p, const Config& c, Stream stream) {
   const auto kernel = !c.shared              ? hadamard_kernel<false, Mix::kTable, kQuantised>
@@ -14,6 +16,8 @@ Error launch_one(const Params& p, const Config& c, Stream stream) {
                                              : hadamard_kernel<true, Mix::kTable, kQuantised>;
   return launch(kernel, {c.blocks}, c.threads, c.shared_bytes, stream, Launch{p, c});
 }
+
+}  // namespace
 
 Error hadamard_launch(const Params& p, const Config& c, const Device&, Stream stream) {
   if (Error error = check(p)) return error;
