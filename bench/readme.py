@@ -38,9 +38,15 @@ def _markdown(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
 
 
+def _commits(rows: list[dict]) -> str:
+    """Of the runs that made these rows."""
+    return ", ".join(dict.fromkeys((row["run"]["commit"] or "")[:10] for row in rows))
+
+
 def _demo(report: dict) -> str:
     rows = [["method", "perplexity", "x fp32", "checkpoint, MB", "prefill, tok/s", "decode, tok/s"]]
-    for row in [row for row in report["rows"] if row["method"] in DEFAULT_METHODS]:
+    taken = [row for row in report["rows"] if row["method"] in DEFAULT_METHODS]
+    for row in taken:
         ppl, ratio = row["perplexity"], row["ratio"]
         rows.append(
             [
@@ -56,7 +62,7 @@ def _demo(report: dict) -> str:
         f"\n\nSmolLM2-135M-Instruct (its published Q4_1 GGUF, dequantised, is the fp32 baseline); "
         f"{report['windows']} windows of {report['window']} tokens of Python's documentation; "
         f"{report['device']['cpu']}, {report['device']['threads']} threads, {report['device']['isa']}; torch "
-        f"{report['versions']['torch']}; commit {(report['commit'] or '')[:10]}; "
+        f"{report['versions']['torch']}; commit {_commits(taken)}; "
         f"{report['seconds'] / 60:.1f} minutes. From `bench/results/quality-smollm2.json`."
     )
     return _markdown(rows) + note
@@ -69,10 +75,9 @@ def _methods(report: dict, methods: tuple[str, ...]) -> str:
     for row in taken:
         size = f"{row['checkpoint_bytes'] / 1e6:.0f}"
         rows.append([f"`{row['method']}`", f"{row['perplexity']:.2f}", f"{row['ratio']:.3f}", size])
-    commits = ", ".join(dict.fromkeys((row["run"]["commit"] or "")[:10] for row in taken))
     return (
         _markdown(rows)
-        + f"\n\nThe same model, texts and windows; commit {commits}; from "
+        + f"\n\nThe same model, texts and windows; commit {_commits(taken)}; from "
         "`bench/results/quality-smollm2.json`."
     )
 
