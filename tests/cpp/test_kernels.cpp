@@ -8,6 +8,7 @@
 
 #include "../../csrc/cpu/dispatch.h"
 #include "../../csrc/layout/weight_tile.h"
+#include "../../csrc/numeric/ceil_div.h"
 
 using namespace lowbit;
 using namespace lowbit::cpu;
@@ -47,7 +48,7 @@ static void gemm(const Kernels& k, GemmParams p, Buffer<float>& y) {
   Buffer<int32_t> panels(k.gemm_panel_words(p));
   p.panels = panels.p, p.y = y.p;
   k.gemm_pack(p, 0, k.gemm_panel_count(p));
-  const int64_t tiles = tile::blocks(p.n, tile::kN), cut = tiles / 3;  // as if by two threads
+  const int64_t tiles = ceil_div(p.n, tile::kN), cut = tiles / 3;  // as if by two threads
   k.gemm_tiles(p, 0, cut);
   k.gemm_tiles(p, cut, tiles);
 }
@@ -58,8 +59,8 @@ static void test_gemm(const Kernels& scalar, const Kernels& isa) {
       for (const int64_t n : {1, 15, 16, 17, 33, 80})
         for (const int64_t k : {1, 8, 9, 33, 64, 72, 520, 1030}) {
           if (m > 13 && (n > 33 || k > 520)) continue;
-          const int64_t bytes = int8 ? tile::kInt8Bytes : tile::kInt4Bytes, stride = tile::blocks(k, 8) * 8;
-          Buffer<uint8_t> w(tile::blocks(n, 16) * tile::blocks(k, 8) * bytes);
+          const int64_t bytes = int8 ? tile::kInt8Bytes : tile::kInt4Bytes, stride = ceil_div(k, 8) * 8;
+          Buffer<uint8_t> w(ceil_div(n, 16) * ceil_div(k, 8) * bytes);
           fill_bytes(w.p, w.size, -128, 127);
           Buffer<float> w_scale(n), x_scale(m), bias(n), a(m * n), b(m * n);
           fill(w_scale, 1.f), fill(x_scale, 1.f), fill(bias, 100.f);
@@ -72,7 +73,7 @@ static void test_gemm(const Kernels& scalar, const Kernels& isa) {
               for (int64_t i = k; i < stride; ++i) x.p[r * stride + i] = 0;
             for (const int64_t group : {0, 32, 128}) {
               if (group && int8) continue;
-              Buffer<uint8_t> scale(group ? tile::blocks(n, 16) * tile::blocks(k, group) * 16 : 0);
+              Buffer<uint8_t> scale(group ? ceil_div(n, 16) * ceil_div(k, group) * 16 : 0);
               fill_bytes(scale.p, scale.size, 1, 16);
               GemmParams p{};
               p.m = m, p.n = n, p.k = k, p.weight = w.p, p.weight_int8 = int8;
@@ -93,8 +94,8 @@ static void test_fp4_gemm(const Kernels& scalar, const Kernels& isa) {
     for (const int max_code : {7, 12, 64, 128})
       for (const int64_t m : {1, 4, 5, 13})
         for (const int64_t k : {1, 8, 33, 72, 520, 1030}) {
-          const int64_t n = 33, stride = tile::blocks(k, 8) * 8;
-          Buffer<uint8_t> w(tile::blocks(n, 16) * tile::blocks(k, 8) * tile::kInt4Bytes);
+          const int64_t n = 33, stride = ceil_div(k, 8) * 8;
+          Buffer<uint8_t> w(ceil_div(n, 16) * ceil_div(k, 8) * tile::kInt4Bytes);
           fill_bytes(w.p, w.size, -128, 127);
           Buffer<float> w_scale(n), a(m * n), b(m * n);
           fill(w_scale, 1.f);
