@@ -37,7 +37,7 @@ SHAPES = {
 METHODS = "quarot rtn w4a4kv4,mergequant w4a4,mergequant w4a8"
 
 
-def random_model(shape: Shape, layers: int, dtype: torch.dtype, device: str, method: str | None) -> nn.Module:
+def random_model(shape: Shape, layers: int, dtype: torch.dtype, method: str | None = None) -> nn.Module:
     """One random layer, quantised, `layers` times over in memory of its own; embedding and head as large."""
     config = LlamaConfig(
         hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=1,
@@ -45,8 +45,7 @@ def random_model(shape: Shape, layers: int, dtype: torch.dtype, device: str, met
         max_position_embeddings=131072, tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)
-    with torch.device(device):
-        model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
     if method is not None:
         ids = torch.randint(shape.vocabulary, (4, 128), generator=torch.Generator().manual_seed(1))
         recipe = Recipe.from_name(method)
@@ -106,7 +105,7 @@ class PlainDecoder:
             )
         self.weights, self.model, self.eps, self.whole = weights, model, config.rms_norm_eps, whole
         self.sizes = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
-        self.token, self.context = ids[:, context : context + 1], context
+        self.token = ids[:, context : context + 1]
         cache = model.model(ids[:, :context], use_cache=True).past_key_values
         self.keys, self.values = (
             [torch.cat((getattr(layer, name),) * 2, 2)[:, :, : context + 1] for layer in cache.layers]
@@ -150,10 +149,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _contenders(options: argparse.Namespace, shape: Shape, layers: int) -> dict[str, nn.Module]:
     """By name; a fused model is a copy of the one before it."""
-    models = {f"torch {d}": random_model(shape, layers, getattr(torch, d), "cpu", None)
-              for d in options.peers.split(",") if d}  # fmt: skip
+    models = {
+        f"torch {d}": random_model(shape, layers, getattr(torch, d)) for d in options.peers.split(",") if d
+    }
     for method in [m.strip() for m in options.methods.split(",") if m.strip()]:
-        models[method] = random_model(shape, layers, torch.float32, "cpu", method)
+        models[method] = random_model(shape, layers, torch.float32, method)
         models[f"{method} fused"] = lowbit.fuse(copy.deepcopy(models[method]))
     return models
 

@@ -22,7 +22,7 @@ def merge(old: dict | None, report: dict, timed: bool, demo: bool) -> dict:
             if old[key] != report[key]:
                 raise ValueError(f"{key}: expected {old[key]!r} as in the other rows, got {report[key]!r}")
     run = {"commit": report["commit"], "threads": report["device"]["threads"], "time": report["time"]}
-    rows = {row["method"]: row for row in (old or report)["rows"]} if old else {}
+    rows = {row["method"]: row for row in old["rows"]} if old else {}
     for row in report["rows"]:
         if row["ratio"] is None:
             raise ValueError(f"{row['method']}: expected a report with the row 'fp32', got none")

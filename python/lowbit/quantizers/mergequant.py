@@ -9,7 +9,7 @@ from ..transforms.rotation import OnlineHadamard
 from .choice import quantize_weights
 from .gptq import Hessian
 from .rtn import activation_clip_search
-from .stages import CLIP_GRID, Stage, activation_grid, fake_quantize
+from .stages import CHUNK_TOKENS, CLIP_GRID, Stage, activation_grid, fake_quantize
 from .static import (
     CODES,
     StaticInput,
@@ -23,7 +23,6 @@ from .static import (
 )
 
 _SEARCH_TOKENS = 1024  # tokens that steps are searched on
-_CHUNK_TOKENS = 2048
 INVARIANCE = 1e-8  # of the outputs' range, in fp64
 
 
@@ -78,7 +77,6 @@ class StaticStage(Stage):
         self.static: StaticInput | None = None
         self.gain: Tensor | None = None
         self.dtype = linears[0].weight.dtype
-        self.report: list[dict] = []
 
     def add(self, x: Tensor) -> None:
         """x: [..., K] inputs of the linears as they come."""
@@ -87,7 +85,7 @@ class StaticStage(Stage):
     def finish(self) -> None:
         """Choose steps, fold them, quantise the weights, build the layers that replace the linears."""
         x, self.inputs = torch.cat(self.inputs), []
-        y = torch.cat([self._transform_only(part) for part in x.split(_CHUNK_TOKENS)])
+        y = torch.cat([self._transform_only(part) for part in x.split(CHUNK_TOKENS)])
         weights = torch.cat([linear.weight.detach().float() for linear in self.linears])
         sample = y[:: max(1, y.shape[0] // _SEARCH_TOKENS)]
         static = self._choose(sample, weights)
@@ -198,7 +196,7 @@ class StaticStage(Stage):
         static, recipe = self.static, self.recipe
         folded = [static.fold(linear.weight.detach()).float() for linear in self.linears]
         found = _Moments(folded[0].shape[1], y.device, recipe.quantized_calibration)
-        for part in y.split(_CHUNK_TOKENS):
+        for part in y.split(CHUNK_TOKENS):
             found.add(static, part)
         mean, mean_codes, h, cross = found.centre()
         targets = folded
@@ -236,7 +234,7 @@ class StaticStage(Stage):
             return None
         cut = y.shape[0] - y.shape[0] // 4
         fitted = Hessian(h.shape[0], h.device)
-        for part in y[:cut].split(_CHUNK_TOKENS):
+        for part in y[:cut].split(CHUNK_TOKENS):
             fitted.add(self.static.codes(part))
         up, down = low_rank(error, fitted.matrix(), min(self.recipe.rank, *error.shape))
         rest = self.static.codes(y[cut:])

@@ -15,7 +15,7 @@ from .weight import FloatWeight, QuantizedWeight
 
 CLIP_GRID = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 _CLIP_TOKENS = 1024  # tokens that the clip search looks at
-_CHUNK_TOKENS = 2048  # tokens transformed at a time
+CHUNK_TOKENS = 2048  # tokens transformed at a time
 _OUTLIER = 8.0  # tokens of more than this many median norms do not count in the mean
 
 
@@ -49,7 +49,7 @@ class Stage:
                 grid = activation_grid(self.recipe)
                 self.clip = activation_clip_search(sample, self._weight(), CLIP_GRID, grid)
         if self.recipe.weight_method == "gptq":
-            for part in x.split(_CHUNK_TOKENS):
+            for part in x.split(CHUNK_TOKENS):
                 h = self._transform(part.float())
                 if self.recipe.quantized_calibration:
                     h = fake_quantize(h, activation_grid(self.recipe), self.clip)
@@ -97,7 +97,7 @@ class LlmFp4Stage(Stage):
     def add(self, x: Tensor) -> None:
         """x: [..., K] inputs of the linears as they come."""
         x = x.detach().reshape(-1, x.shape[-1])
-        self.inputs += [self._transform(part.float()) for part in x.split(_CHUNK_TOKENS)]
+        self.inputs += [self._transform(part.float()) for part in x.split(CHUNK_TOKENS)]
 
     def finish(self) -> None:
         """Search, build the layers that replace the linears."""

@@ -49,12 +49,6 @@ class StaticInput:
         """fp64 [N]: W' shift, which the shift takes away from the product."""
         return self.fold(w) @ self.shift
 
-    def rounded(self) -> "StaticInput":
-        """With the steps' inverses and the shifts as fp32 holds them."""
-        step = 1.0 / (1.0 / self.step).float().double()
-        shift = None if self.shift is None else self.shift.float().double()
-        return StaticInput(step, self.bits, shift, self.index)
-
 
 def search_steps(
     y: Tensor, bits: int, centred: bool, fineness: Tensor | None = None

@@ -9,17 +9,14 @@ import math
 import torch
 from torch import Tensor
 
-from .fused import exponential, tree_sum
+from .fused import exponential, inverse_rms
 from .kv_cache import kv4_dequantize, kv4_quantize
 from .transform import hadamard
 
 
 def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension in fp32."""
-    mean = tree_sum(x * x) / torch.tensor(x.shape[-1], dtype=torch.float32)
-    # the fp64 root: torch's fp32 root is an ulp off at times
-    inv = 1.0 / (mean + torch.tensor(eps, dtype=torch.float32)).double().sqrt().float()
-    return (x * inv.unsqueeze(-1)) * weight
+    return (x * inverse_rms(x, eps).unsqueeze(-1)) * weight
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -23,6 +23,14 @@ def tree_sum(v: Tensor) -> Tensor:
     return v.squeeze(-1)
 
 
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean of x^2 + eps) over the last dimension of x, fp32."""
+    f = torch.float32
+    mean = tree_sum(x * x) / torch.tensor(x.shape[-1], dtype=f)
+    # torch's fp32 root is an ulp off at times; an fp64 root lies off fp32's midpoints, so it rounds right
+    return 1 / (mean + torch.tensor(eps, dtype=f)).double().sqrt().float()
+
+
 def exponential(x: Tensor) -> Tensor:
     """exp of x clamped to [-87, 88]; polynomial and order of roundings are part of the contract."""
     f = torch.float32
@@ -108,9 +116,7 @@ def rms_norm_quantize(
     if residual is not None:
         x = total = (x.float() + residual.float()).to(x.dtype)
     s, f = x.float(), torch.float32
-    mean = tree_sum(s * s) / torch.tensor(s.shape[-1], dtype=f)
-    # torch's fp32 root is an ulp off at times; an fp64 root lies off fp32's midpoints, so it rounds right
-    inverse = 1 / (mean + torch.tensor(eps, dtype=f)).double().sqrt().float()
+    inverse = inverse_rms(s, eps)
     gain = weight if gain_offset == 0 else weight + torch.tensor(gain_offset, dtype=f)
     s = s if index is None else s[..., index.long()]
     v = _scaled((s * inverse.unsqueeze(-1)) * gain, None, None, shift)

@@ -72,9 +72,9 @@ class FusedCache(Cache):
 
     def crop(self, max_length: int) -> None:
         """Negative: drop that many of the last tokens. Positive: keep at most that many."""
-        for seq in self.sequences:
-            keep = self.pages.length(seq) + max_length if max_length <= 0 else max_length
-            self.pages.crop(seq, max(0, keep))
+        if max_length:  # 0 drops none, where the pages would keep none
+            for seq in self.sequences:
+                self.pages.crop(seq, max_length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -93,7 +93,6 @@ class FusedDecoder:
 
     def __init__(self, model: nn.Module, max_tokens: int | None):
         decoder, config = model.model, model.config
-        self.config = config
         self.hook = next((h for h in decoder._forward_pre_hooks.values() if isinstance(h, CacheHook)), None)
         if self.hook is None:
             raise NotFusable("fuse: expected a model with a 4-bit KV cache (kv4), got one without")
@@ -168,7 +167,8 @@ class FusedDecoder:
         if not _on_card(h):
             return self._layers(cache, h, cos, sin, table, lengths)
         table = F.pad(table, (0, -table.shape[1] % 16), value=-1)
-        key = (h.shape, h.dtype, table.shape, cache.pages.caches(0)[0].data_ptr())
+        pools = (t.data_ptr() for i in range(len(self.layers)) for t in cache.pages.caches(i))
+        key = (h.shape, h.dtype, table.shape, *pools)  # all: a new cache may get some of an old one's memory
         inputs = (h, cos, sin, table, lengths)
         if self.graph is None or self.graph[0] != key:
             self.graph = None  # frees its memory first
