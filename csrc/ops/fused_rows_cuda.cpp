@@ -45,12 +45,14 @@ void run(const char* op, const fused::Params& p, const OnDevice& on) {
   if (p.rows) check_cuda(fused::fused_rows_launch(p, on.device, on.stream), op);
 }
 
-// values [rows, n] of `dtype`, transformed, adjusted and quantised in one launch.
-void run_transformed(const char* op, const void* values, DType dtype, int64_t rows, const RowCodes& codes,
-                     const Transform& t, const Results& out, const OnDevice& on) {
+// Rows of x, or gates and ups, transformed, adjusted and quantised in one launch.
+void run_transformed(const char* op, const Tensor& x, DType dtype, int64_t rows, const RowCodes& codes,
+                     const Transform& t, const Results& out, const OnDevice& on,
+                     std::optional<kernels::Activation> gate = std::nullopt) {
   if (!rows) return;
   kernels::hadamard::Params p{};
-  p.x = values, p.dtype = dtype, p.rows = rows, p.n = codes.n, p.n_out = codes.k;
+  p.x = x.const_data_ptr(), p.dtype = dtype, p.rows = rows, p.n = codes.n, p.n_out = codes.k;
+  if (gate) p.gated = true, p.activation = *gate;
   p.scale = float(1.0 / __builtin_sqrt(double(t.order * t.two)));
   p.quantised = true, p.adjust = out.adjust, p.to = out.to;
   run_hadamard(op, p, t, false, on);
@@ -64,7 +66,7 @@ Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_s
   const OnDevice on(in.x, op);
   const Results out(in.codes, on);
   if (in.transform)
-    run_transformed(op, in.x.const_data_ptr(), in.dtype, in.rows.count, in.codes, *in.transform, out, on);
+    run_transformed(op, in.x, in.dtype, in.rows.count, in.codes, *in.transform, out, on);
   else run(op, params_of(fused::Kind::kPlain, in.x, in.dtype, in.rows.count, in.codes, out), on);
   return out.q;
 }
@@ -99,17 +101,14 @@ std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, s
                       clip);
   const OnDevice on(in.gate_up, op);
   const Results out(in.codes, on);
-  fused::Params p = params_of(fused::Kind::kGated, in.gate_up, in.dtype, in.rows.count, in.codes, out);
-  p.activation = in.gelu ? fused::Activation::kGeluTanh : fused::Activation::kSilu;
-  if (!in.transform) {
+  const auto activation_of = in.gelu ? kernels::Activation::kGeluTanh : kernels::Activation::kSilu;
+  if (in.transform) {
+    run_transformed(op, in.gate_up, in.dtype, in.rows.count, in.codes, *in.transform, out, on, activation_of);
+  } else {
+    fused::Params p = params_of(fused::Kind::kGated, in.gate_up, in.dtype, in.rows.count, in.codes, out);
+    p.activation = activation_of;
     run(op, p, on);
-    return {out.q, out.scale};
   }
-  // the transform keeps its block on chip, and reads it from memory: the gated values in fp32
-  Tensor values = empty_cuda({in.rows.count, in.codes.n}, ScalarType::Float, on.device.index);
-  p.adjust = {}, p.k_out = p.k, p.values = static_cast<float*>(values.mutable_data_ptr());
-  run(op, p, on);
-  run_transformed(op, p.values, DType::f32, in.rows.count, in.codes, *in.transform, out, on);
   return {out.q, out.scale};
 }
 

@@ -3,8 +3,7 @@
     RMSNorm -> codes | q, k, v | RoPE -> append -> attend | o + residual
     RMSNorm -> codes | gate, up | SiLU -> Hadamard -> codes | down + residual
 
-A call is a kernel on a CPU. On CUDA two of them are two launches: o_proj's input is quantised apart from its
-product, and a gate with a Hadamard behind it leaves as floats first.
+A call is a kernel; on CUDA o_proj's input is quantised in a launch apart from its product.
 
 Linears that share an input are one product; activations cross memory as codes, and residuals are added in the
 products' epilogues. Static layers (MergeQuant, arXiv 2503.07654) need no scale per token; dynamic ones

@@ -50,7 +50,6 @@ LOWBIT_EMU_BIND(fused_rows) {
     p.x = input("x"), p.residual = input("residual"), p.sum = output("sum");
     p.adjust = {static_cast<const int32_t*>(input("index")), static_cast<const float*>(input("factor")),
                 static_cast<const float*>(input("shift"))};
-    p.values = static_cast<float*>(output("values"));
     p.eps = float(eps), p.gain_offset = float(gain_offset);
     p.to = {codes_of(codes), bits, float(clip), output("q"), stride, static_cast<float*>(output("scale"))};
     if (Error error = check(p)) throw py::value_error(error);

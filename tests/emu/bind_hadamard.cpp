@@ -38,7 +38,7 @@ void (*kernel_of(const Config& c))(const Launch) {
 }
 
 // x, y, q: arrays of bytes that hold exactly the rows. `out`: {"y"} (absent: in place) or {"codes", "bits", "clip",
-// "q", "stride", "scale", "shift"}.
+// "q", "stride", "scale", "shift"}, and "activation" where x holds gates and ups.
 py::dict run(py::array x, const std::string& dtype, int64_t rows, int64_t n, int64_t order, int64_t two, bool transposed,
              double scale, py::array table, const py::dict& out, const Device& device, const py::dict& options) {
   Params p{};
@@ -60,6 +60,8 @@ py::dict run(py::array x, const std::string& dtype, int64_t rows, int64_t n, int
     };
     p.adjust = {static_cast<const int32_t*>(column("index")), static_cast<const float*>(column("factor")),
                 static_cast<const float*>(column("after"))};
+    p.gated = out.contains("activation");
+    if (p.gated && out["activation"].cast<std::string>() != "silu") p.activation = Activation::kGeluTanh;
     p.n_out = out.contains("n_out") ? out["n_out"].cast<int64_t>() : n;
     if (!out["shift"].is_none()) {
       const auto shift = out["shift"].cast<py::array>();

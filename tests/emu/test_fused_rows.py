@@ -184,23 +184,6 @@ def test_the_whole_range_of_activations(emulated, activation):
     check(emulated, "gated", x, "int8", 8, None, activation=activation)
 
 
-@pytest.mark.parametrize("k", [1, 9, 64, 1000, 1536, 9001, 16392])
-@pytest.mark.parametrize("dtype", r.DTYPES)
-def test_values_for_a_transform(emulated, k, dtype):
-    """The gated values in fp32, where they do not become codes yet."""
-    x = r.normal(3, 2 * k, dtype=dtype)
-    for activation in ("silu", "gelu_tanh"):
-        values = r.raw(3 * k * 4)
-        inputs, out = {"x": r.stored(x)}, {"values": values}
-        shape = (dtype, 3, k, k)
-        report = emulated.fused_rows(
-            "gated", *shape, inputs, out, "int8", 8, 0.0, k, 0.0, 0.0, activation, SHARED, {}
-        )
-        want = fused.gated(x, activation)
-        np.testing.assert_array_equal(values.view(np.uint32).reshape(3, k), want.view(np.uint32))
-        assert r.read_once(report, "x") and r.written_once(report, "values")
-
-
 def test_saturation_and_ties(emulated):
     v = np.array(
         [[-1e9, 1e9, -8.5, -8.4, 7.4, 7.5, 0.5, 1.5, -0.5, -1.5, 2.5, -126.5, 126.5, -127.5, 127.6, 0]]

@@ -38,11 +38,12 @@ def table(order: int, transposed: bool) -> np.ndarray:
     return out
 
 
-def call(emulated, x, block, transposed, scale, out, offset, sm, sms, options, **more):
-    rows, n = x.shape
+def call(emulated, x, block, transposed, scale, out, offset, sm, sms, options):
+    rows, width = x.shape
+    n = width // 2 if "activation" in out else width
     name = next(k for k, t in r.DTYPES.items() if t == x.dtype)
     order, two = had.factor(block or n)
-    held = r.stored(x, n, offset)
+    held = r.stored(x, width, offset)
     report = emulated.hadamard(
         held, name, rows, n, order, two, transposed, scale, table(order, transposed), out, sm, sms, options
     )
@@ -64,17 +65,20 @@ def plain(
 
 
 def fused(
-    emulated, x, kind, bits, clip=1.0, block=None, shift=None, q_pad=0, offset=0, sm=90, sms=132, **options
-):
-    """(codes as bytes, scale, report), checked against the oracle."""
-    rows, n = x.shape
+    emulated, x, kind, bits, clip=1.0, block=None, shift=None, q_pad=0, offset=0, sm=90, sms=132,
+    activation=None, **options,
+):  # fmt: skip
+    """(codes as bytes, scale, report), checked against the oracle. activation: x holds gates and ups."""
+    rows, n = x.shape[0], x.shape[1] // 2 if activation else x.shape[1]
     stride = (n + 1) // 2 if kind == "packed4" else n + q_pad if kind == "int8" else -(-n // 64) * 32
     q, scale = r.raw(rows * stride), np.full(rows, 113, np.float32)
     held = None if shift is None else r.stored(shift[None]).view(np.float32)
     norm = (block or n) ** -0.5
     out = {"codes": kind, "bits": bits, "clip": clip, "q": q, "stride": stride, "scale": scale, "shift": held}
+    out |= {"activation": activation} if activation else {}
     report, _ = call(emulated, x, block, False, norm, out, offset, sm, sms, options)
-    h = x.astype(np.float32) - (0 if shift is None else shift)
+    h = fused_rows.gated(x, activation) if activation else x.astype(np.float32)
+    h = h - (0 if shift is None else shift)
     codes, want = oracle.quantize_exact(had.transform_fp32(h, norm, block), bits, clip)
     np.testing.assert_array_equal(scale.view(np.uint32), want.view(np.uint32))
     if kind == "operand4":
@@ -91,32 +95,38 @@ ADJUSTED = [(64, None), (96, 32), (128, None), (576, 64), (1000, 8), (1024, None
             (2048, None), (2304, None), (11008, None)]  # fmt: skip
 
 
-@pytest.mark.parametrize("n,block", ADJUSTED)
-def test_adjusted_and_static(emulated, n, block):
-    """After the transform: an index, a factor, a shift, each or none; static codes or a scale of the row."""
+@pytest.mark.parametrize("activation", [None, "silu", "gelu_tanh"])
+@pytest.mark.parametrize("n,block", [*ADJUSTED, (14336, None)])
+def test_adjusted_and_static(emulated, n, block, activation):
+    """Gated or not; after the transform an index, a factor, a shift, each or none; static codes or a scale
+    of the row."""
     order, two = had.factor(block or n)
     rng = np.random.default_rng(n)
     for i, (kind, bits) in enumerate(KINDS * 2):
         dtype, clip = ("float32", "bfloat16", "float16")[i % 3], (None, 0.9)[i // 4]
-        x = r.normal(3, n, dtype=dtype, seed=i)
+        rows = 3 if n < 4096 else 1
+        x = r.normal(rows, 2 * n if activation else n, dtype=dtype, seed=i)
         n_out = (n, n + 40, max(1, n - 3))[i % 3] if i % 2 else n
         index = np.sort(rng.integers(0, n, n_out)).astype(np.int32) if i % 2 else None
         factor = rng.uniform(0.5, 4, n_out).astype(np.float32) if i % 4 != 1 else None
         after = rng.uniform(-1, 1, n_out).astype(np.float32) if i % 3 else None
         stride = (n_out + 1) // 2 if kind == "packed4" else n_out if kind == "int8" else -(-n_out // 64) * 32
-        q, scale = r.raw(3 * stride), np.full(3 if clip else 0, 113, np.float32)
+        q, scale = r.raw(rows * stride), np.full(rows if clip else 0, 113, np.float32)
         out = {"codes": kind, "bits": bits, "clip": clip or 0.0, "q": q, "stride": stride, "scale": scale}
-        out |= {"shift": None, "n_out": n_out}
+        out |= {"shift": None, "n_out": n_out} | ({"activation": activation} if activation else {})
         for name, column in (("index", index), ("factor", factor), ("after", after)):
             if column is not None:
                 out[name] = r.stored(column[None], offset=4 * (i == 3))
         norm = float(np.float32(1 / np.sqrt(order * two)))
-        call(emulated, x, block, False, norm, out, 0, (90, 80)[i % 2], 132, {"seed": i})
-        v = fused_rows.rotated(x.astype(np.float32), block or 0)
+        offset = x.itemsize * (i % 4 == 2)  # element by element
+        report, _ = call(emulated, x, block, False, norm, out, offset, (90, 80)[i % 2], 132, {"seed": i})
+        assert r.read_once(report, "x")
+        v = fused_rows.gated(x, activation) if activation else x.astype(np.float32)
+        v = fused_rows.rotated(v, block or 0)
         codes, want = codes_of(fused_rows.scaled(v, index, factor, after), bits, clip)
         if clip:
             np.testing.assert_array_equal(scale.view(np.uint32), want.view(np.uint32))
-        np.testing.assert_array_equal(q.reshape(3, stride), expected(codes, kind, stride))
+        np.testing.assert_array_equal(q.reshape(rows, stride), expected(codes, kind, stride))
 
 
 @pytest.mark.parametrize("n,block", SIZES)
@@ -205,6 +215,8 @@ def test_rows_beyond_shared_memory(emulated, n, block):
     x = r.normal(2, n, dtype="bfloat16")
     _, report = plain(emulated, x, block, sm=86, sms=1)
     assert report["config"]["shared"] == (block is not None)
+    both = r.normal(1, 2 * n, dtype="float16")
+    fused(emulated, both, "int8", 8, 1.0, block, sm=86, sms=1, activation="silu")
     _, _, report = fused(emulated, x, "operand4", 4, 0.9, block, sm=86, sms=1)
     assert not report["config"]["shared"] or n * 4 < 101376
 
@@ -218,10 +230,12 @@ def test_counters(emulated, n, block, dtype):
     rows = max(1, 4096 // n) * 2
     size = 4 if dtype == "float32" else 2
     x = r.normal(rows, n, dtype=dtype)
+    both = r.normal(rows, 2 * n, dtype=dtype)
     quantised = fused(emulated, x, "packed4", 4, 1.0, block, sms=1)[2]
-    for report in (plain(emulated, x, block, sms=1)[1], quantised):
+    gated = fused(emulated, both, "packed4", 4, 1.0, block, sms=1, activation="silu")[2]
+    for report in (plain(emulated, x, block, sms=1)[1], quantised, gated):
         assert r.read_once(report, "x") and r.free_of_conflicts(report)
-        assert report["global"]["ld.global"]["bytes"] == rows * n * size
+        assert report["global"]["ld.global"]["bytes"] == rows * n * size * (2 if report is gated else 1)
         assert r.ratio(report["global"]["ld.global"]) == (1 if size == 2 else 2)  # fp32: half sectors, twice
         out = report["buffers"].get("y") or report["buffers"]["q"]
         assert out["write_min"] == out["write_max"] == 1
@@ -242,6 +256,8 @@ def test_no_race(emulated, seed):
     more = {"seed": seed, "smem_base_mod": 128 * (seed % 2), "sms": 1}
     plain(emulated, x, block, **more)
     fused(emulated, x, kind, bits, 0.9, block, **more)
+    both = r.normal(3, 2 * n, dtype="bfloat16", seed=seed)
+    fused(emulated, both, kind, bits, 0.9, block, **more, activation="gelu_tanh")
     if seed < 4:
         plain(emulated, r.normal(2, 26624, dtype="bfloat16", seed=seed), None, sm=86, sms=1, seed=seed)
 

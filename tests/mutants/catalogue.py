@@ -47,7 +47,7 @@ _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
 _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
 _TRANSFORM, _MIX = "kernels/hadamard/sm80.cuh", "kernels/hadamard/mix.cuh"
-_FINISH = "kernels/hadamard/finish.cuh"
+_FINISH, _INTO = "kernels/hadamard/finish.cuh", "kernels/hadamard/rows.cuh"
 _HEADS = "kernels/kv_cache/sm80.cuh"
 _QUANTIZE, _KV, _HALF = "cpu/quantize-inl.h", "cpu/kv_cache-inl.h", "numeric/float16.h"
 
@@ -499,6 +499,9 @@ MUTANTS = [
         "most = ptx::bit_cast<uint32_t>(ptx::mul_rn(ptx::bit_cast<float>(most), p.scale));",
         "",
     ),
+    # gates and ups of the second row of a tile; gates for ups
+    Mutant("hadamard_cuda", _INTO, "at = e + e / n * n, end", "at = e, end"),
+    Mutant("hadamard_cuda", _INTO, "p.dtype, at + n, end + n", "p.dtype, at, end"),
     # the maximum of another stage
     Mutant("hadamard_cuda", _TRANSFORM, "if (kQuantised && last)", "if (kQuantised && !last)"),
     # inputs of a quad swapped

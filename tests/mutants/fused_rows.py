@@ -5,7 +5,7 @@ _AVX2 = "cpu/vec_avx2.h"
 _EXP = "cpu/exp-inl.h"
 _ROW_SUM = "kernels/fused_rows/row_sum.cuh"
 _LAYER = "kernels/fused_rows/sm80.cuh"
-_GATE = "kernels/fused_rows/activation.cuh"
+_GATE = "kernels/common/activation.cuh"
 
 EDITS = [
     # rows that leave as codes: the order of a sum, what is left of a level, the rounded residual

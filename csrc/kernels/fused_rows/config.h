@@ -33,10 +33,10 @@ struct Config {
 
 inline Config choose(const Params& p, const Device& device) {
   Config c{};
-  c.chunks = p.values ? 0 : int32_t(quantize::chunks_of(p.to, p.k_out));
+  c.chunks = int32_t(quantize::chunks_of(p.to, p.k_out));
   c.inputs = int32_t(ceil_div(p.k, 8));
   uintptr_t start = 0;
-  const void* all[] = {p.x, p.residual, p.sum, p.adjust.index, p.adjust.factor, p.adjust.shift, p.values};
+  const void* all[] = {p.x, p.residual, p.sum, p.adjust.index, p.adjust.factor, p.adjust.shift};
   for (const void* each : all) start |= reinterpret_cast<uintptr_t>(each);
   c.wide = quantize::wide_rows(start, p.dtype, p.k, p.k) && p.k_out % 4 == 0;
   c.wide_store = quantize::wide_codes(p.to);
@@ -61,7 +61,6 @@ inline Error check(const Params& p) {
   if (p.kind == Kind::kNorm && p.k > kMaxNorm) return "rms_norm_quantize: a row has more than 2^20 elements";
   if (!p.adjust.index && p.k_out != p.k) return "fused_rows: without an index there is a code per element";
   if (p.adjust.index && p.k == 0 && p.k_out) return "fused_rows: an index into rows of no elements";
-  if (p.values) return p.kind == Kind::kGated ? nullptr : "fused_rows: only gated values are stored";
   if (!p.to.scale && p.to.clip != 0) return "fused_rows: static codes have clip 0";
   return quantize::check_output(p.to, p.k_out);
 }

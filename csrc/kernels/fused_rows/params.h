@@ -4,12 +4,12 @@
 
 #include <cstdint>
 
+#include "../common/activation.h"
 #include "../quantize/params.h"
 
 namespace lowbit::kernels::fused_rows {
 
 enum class Kind : int32_t { kPlain, kGated, kNorm };
-enum class Activation : int32_t { kSilu, kGeluTanh };
 
 // A row has k values: x itself; activation(gate) * up; or, normalised, x + residual rounded to the dtype.
 struct Params {
@@ -22,7 +22,6 @@ struct Params {
   const void* residual;    // norm: [rows, k] or null
   void* sum;               // norm: [rows, k], x + residual; with a residual only
   float eps, gain_offset;  // norm: the factor is factor + gain_offset, where that is not zero
-  float* values;           // gated: [rows, k] instead of codes, for a transform; or null
   quantize::Output to;     // scale null: static codes; then clip is 0, so that values are clamped
 };
 

@@ -3,12 +3,13 @@
 //   values    x; or activation(gate) * up; or x + residual, which is stored and whose squares are summed
 //   gather    where there is an index: the row waits in shared memory
 //   adjust    times factor, minus shift
-//   codes     quantize/codes.cuh, with a scale of the row or without; or the values, where a transform comes
-//             in between
+//   codes     quantize/codes.cuh, with a scale of the row or without
+//
+// A transform behind the gate is the Hadamard kernel's, which takes gates and ups itself.
 #pragma once
 
+#include "../common/activation.cuh"
 #include "../quantize/adjust.cuh"
-#include "activation.cuh"
 #include "config.h"
 #include "row_sum.cuh"
 
@@ -45,12 +46,6 @@ LOWBIT_DEVICE void store_raw(void* y, DType dtype, int begin, int count, const R
       if (begin + i < count)
         ptx::st_global(reinterpret_cast<uint16_t*>(p) + i, uint16_t(raw.w[i / 2] >> (16 * (i % 2))));
   }
-}
-
-LOWBIT_DEVICE float load_element(const void* x, DType dtype, int at) {
-  if (dtype == DType::f32) return ptx::ld_global(static_cast<const float*>(x) + at);
-  const uint16_t bits = ptx::ld_global(static_cast<const uint16_t*>(x) + at);
-  return dtype == DType::bf16 ? ptx::cvt_f32_bf16(bits) : ptx::cvt_f32_f16(bits);
 }
 
 // The values of one row, before the gather. `other`: the up half, or the residual, or null.
@@ -181,16 +176,6 @@ fused_rows_kernel(const Launch a) {
       const float mean = ptx::div_rn(sum.template total<kVectors>(rounds), float(int(p.k)));
       inverse_rms = ptx::div_rn(1.f, ptx::sqrt_rn(ptx::add_rn(mean, p.eps)));
     }
-  }
-  if (kKind == Kind::kGated && p.values) {
-    float* to = p.values + (active ? row : 0) * p.k;
-    for (int round = 0; round < rounds; ++round) {
-      if (rounds > 1) source.chunks(x, first_of(round), step);
-      LOWBIT_UNROLL
-      for (int v = 0; v < kVectors; ++v)
-        store_chunk<kWide>(to, DType::f32, (first_of(round) + v * step) * kChunk, source.count, x[v]);
-    }
-    return;
   }
   const int count = active ? int(p.k_out) : 0;
   quantize::quantize_rows<kVectors, kRounds>(

@@ -98,7 +98,7 @@ inline Config choose(const Params& p, const Device& device) {
   const auto start = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y) |
                      reinterpret_cast<uintptr_t>(p.shift);
   c.wide = start % 16 == 0 && c.tile * bytes % 16 == 0 && units * unit * bytes % 16 == 0 &&
-           (!p.shift || p.n % 8 == 0);
+           (!(p.shift || p.gated) || p.n % 8 == 0);
   c.words = int32_t(ceil_div(c.tile, hadamard_tile::kWords) * hadamard_tile::kWords);
   c.mix = mix_of(p.order, p.two, p.transposed, c.wide);
   auto bytes_of = [&] { return int64_t(c.words) * 4 * (c.mix == Mix::kTable ? 2 : 1) + kScratchBytes; };
@@ -127,7 +127,7 @@ inline Error check(const Params& p) {
     return "hadamard: the block is not K times a power of two that divides the row";
   if (p.order > 1 && p.order % 4) return "hadamard: K is not a multiple of four";
   if (p.n > quantize::kMaxRow) return "hadamard: a row has more than 2^30 elements";
-  if (p.shift && !p.quantised) return "hadamard: a shift needs quantised output";
+  if ((p.shift || p.gated) && !p.quantised) return "hadamard: a shift or a gate needs quantised output";
   if (!p.quantised) return nullptr;
   if (!p.adjust.index && p.n_out != p.n) return "hadamard: without an index there is a code per element";
   if (!p.to.scale && p.to.clip != 0) return "hadamard: static codes have clip 0";

@@ -3,26 +3,9 @@
 #pragma once
 
 #include "../quantize/adjust.cuh"
-#include "config.h"
-#include "tile.cuh"
+#include "rows.cuh"
 
 namespace lowbit::kernels::hadamard {
-
-// What a CTA works on: `count` elements of x and y, row-major, the rows and blocks in it whole.
-template <bool kShared>
-struct Work {
-  Tile<kShared> tile, other;  // `other`: the table mix writes there
-  int64_t index;              // of the tile
-  int count;
-  uint32_t most;  // largest magnitude that this thread saw come out of the last stage, when quantised
-
-  LOWBIT_DEVICE const uint8_t* x(const Launch& a) const {
-    return static_cast<const uint8_t*>(a.p.x) + index * (a.c.tile * size_of(a.p.dtype));
-  }
-  LOWBIT_DEVICE uint8_t* y(const Launch& a) const {
-    return static_cast<uint8_t*>(a.p.y) + index * (a.c.tile * size_of(a.p.dtype));
-  }
-};
 
 // Half a chunk at e of the tile, times the scale; zeros from `count` on. An odd n has blocks of one element.
 template <bool kShared>

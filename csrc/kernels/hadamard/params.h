@@ -4,12 +4,13 @@
 
 #include <cstdint>
 
+#include "../common/activation.h"
 #include "../quantize/params.h"
 
 namespace lowbit::kernels::hadamard {
 
 struct Params {
-  const void* x;  // [rows, n] contiguous
+  const void* x;  // [rows, n] contiguous; gated: [rows, 2 n], the gate first
   void* y;        // [rows, n] contiguous, may be x; unused when `quantised`
   DType dtype;    // of x and y
   int64_t rows, n;
@@ -20,6 +21,8 @@ struct Params {
   bool transposed;  // mix holds the transpose; no unrolled one exists
   float scale;      // multiplied last
   bool quantised;
+  bool gated;  // activation(gate) * up is transformed; with `quantised` only
+  Activation activation;
   const float* shift;       // [n] subtracted first, or null; with `quantised` only
   quantize::Adjust adjust;  // of the result, on its way to codes; with `quantised` only
   int64_t n_out;            // codes per row; n without adjust.index; with `quantised`

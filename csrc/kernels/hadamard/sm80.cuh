@@ -16,72 +16,6 @@
 
 namespace lowbit::kernels::hadamard {
 
-template <bool kShared>
-LOWBIT_DEVICE void put_chunk(const Tile<kShared>& tile, int e, const float (&x)[kChunk]) {
-  LOWBIT_UNROLL
-  for (int h = 0; h < 2; ++h)
-    tile.store_at(Tile<kShared>::place(e + 4 * h),
-                  ptx::Vector<float, 4>{{x[4 * h], x[4 * h + 1], x[4 * h + 2], x[4 * h + 3]}});
-}
-
-template <bool kShared>
-LOWBIT_DEVICE void get_chunk(const Tile<kShared>& tile, int e, float (&x)[kChunk]) {
-  LOWBIT_UNROLL
-  for (int h = 0; h < 2; ++h) {
-    const auto v = tile.template load_at<4>(Tile<kShared>::place(e + 4 * h));
-    LOWBIT_UNROLL
-    for (int i = 0; i < 4; ++i) x[4 * h + i] = v[i];
-  }
-}
-
-// A warp's 1024 elements from `begin` into the tile, one by one, where x is not made of whole 16 bytes.
-template <bool kQuantised, bool kShared>
-LOWBIT_DEVICE void load_narrow(const Work<kShared>& w, const Launch& a, int begin) {
-  const Params& p = a.p;
-  LOWBIT_NO_UNROLL
-  for (int e = begin + ptx::lane_index(); e < begin + 1024; e += 32) {
-    float x = e < w.count ? load_element(w.x(a), p.dtype, e) : 0.f;
-    if (kQuantised && p.shift && e < w.count) x = ptx::sub_rn(x, ptx::ld_global(p.shift + e % int(p.n)));
-    w.tile.store_at(Tile<kShared>::place(e), ptx::Vector<float, 1>{{x}});
-  }
-  ptx::syncwarp();
-}
-
-// A warp's 1024 elements out of the tile, times the scale, to y: 16 bytes per lane, neighbours side by side.
-template <bool kShared>
-LOWBIT_DEVICE void store_warp(const Work<kShared>& w, const Launch& a, int begin) {
-  const Params& p = a.p;
-  const int lane = ptx::thread_index() & 31;
-  if (!a.c.wide) {
-    LOWBIT_NO_UNROLL
-    for (int e = begin + lane; e < begin + 1024 && e < w.count; e += 32) {
-      const float x[1] = {ptx::mul_rn(w.tile.template load_at<1>(Tile<kShared>::place(e))[0], p.scale)};
-      store_elements(w.y(a), p.dtype, e, x, true);
-    }
-  } else if (p.dtype == DType::f32) {
-    LOWBIT_UNROLL
-    for (int c = 0; c < 8; ++c) {
-      const int e = begin + c * 128 + lane * 4;
-      if (e >= w.count) continue;
-      auto x = w.tile.template load_at<4>(Tile<kShared>::place(e));
-      LOWBIT_UNROLL
-      for (int i = 0; i < 4; ++i) x[i] = ptx::mul_rn(x[i], p.scale);
-      store_elements(w.y(a), p.dtype, e, x.v, true);
-    }
-  } else {
-    LOWBIT_UNROLL
-    for (int c = 0; c < 4; ++c) {
-      const int e = begin + c * 256 + lane * kChunk;
-      if (e >= w.count) continue;
-      float x[kChunk];
-      get_chunk(w.tile, e, x);
-      LOWBIT_UNROLL
-      for (int i = 0; i < kChunk; ++i) x[i] = ptx::mul_rn(x[i], p.scale);
-      store_chunk<true>(w.y(a), p.dtype, e, w.count, x);
-    }
-  }
-}
-
 // The chunk at e of the tile: minus the shift, strides 1, 2, 4, into the tile.
 template <bool kQuantised, bool kShared>
 LOWBIT_DEVICE void finish_chunk(Work<kShared>& w, const Launch& a, int e, float (&x)[kChunk]) {
@@ -103,7 +37,8 @@ LOWBIT_DEVICE void finish_chunk(Work<kShared>& w, const Launch& a, int e, float 
 template <bool kQuantised, bool kShared>
 LOWBIT_DEVICE void load_chunks(Work<kShared>& w, const Launch& a, int e) {
   const DType dtype = a.p.dtype;
-  if (a.c.wide && dtype != DType::f32) {
+  const bool gates = kQuantised && a.p.gated;
+  if (a.c.wide && dtype != DType::f32 && !gates) {
     ptx::u32x4 raw[4];
     LOWBIT_UNROLL
     for (int c = 0; c < 4; ++c) {
@@ -122,7 +57,9 @@ LOWBIT_DEVICE void load_chunks(Work<kShared>& w, const Launch& a, int e) {
   LOWBIT_NO_UNROLL
   for (int c = 0; c < 4; ++c, e += 256) {
     float x[kChunk];
-    if (a.c.wide) {
+    if (a.c.wide && gates) {
+      load_gated(w, a, e, x);
+    } else if (a.c.wide) {
       RawChunk raw;
       load_chunk<true>(raw, w.x(a), DType::f32, e, w.count);
       to_float(x, raw, DType::f32);

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "../../ptx/bits.h"
-#include "params.h"
+#include "activation.h"
 
-namespace lowbit::kernels::fused_rows {
+namespace lowbit::kernels {
 
 // e^t for t in [-87, 88]: 2^n times a polynomial in the rest, which is at most ln 2 / 2.
 LOWBIT_DEVICE float exponential(float t) {
@@ -35,4 +35,4 @@ LOWBIT_DEVICE float gated(float gate, float up, Activation activation) {
   return ptx::mul_rn(ptx::mul_rn(gate, sigmoid(at)), up);
 }
 
-}  // namespace lowbit::kernels::fused_rows
+}  // namespace lowbit::kernels
