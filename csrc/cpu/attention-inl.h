@@ -56,6 +56,12 @@ struct KvSplit {
   alignas(64) float scale[kKvSplit], zero[kKvSplit];  // of keys, then of values; zeros up to a multiple of 16
 };
 
+// Exact tokens that come before the split's, as one kv head has them.
+struct KvPrefix {
+  int64_t count, stride;  // floats between tokens
+  const float *key, *value;
+};
+
 // Sixteen lanes, token i in lane i % 16
 struct Lanes {
   V v[16 / kLanes];
@@ -135,13 +141,16 @@ static void score_split(const KvSplit& s, const float* q, int64_t blocks, const 
   }
 }
 
-// score[t] -> weight[t] = exp(score[t] - max) * scale[t]; sums of the probabilities and of the weighted zeros
-static inline void softmax(const KvSplit& s, float* score, float* most, float* sum, float* zero) {
+// score[t] -> weight[t] = exp(score[t] - max) * scale[t]; sums of the probabilities and of the weighted
+// zeros. exact[t] of the prefix -> exp(exact[t] - max), added to the sum one by one.
+static inline void softmax(const KvSplit& s, float* score, float* exact, int64_t prefix, float* most,
+                           float* sum, float* zero) {
   const int64_t padded = (s.tokens + 15) / 16 * 16;
   for (int64_t t = s.tokens; t < padded; ++t) score[t] = score[0];
   V top = set1(-__builtin_inff());
   for (int64_t t = 0; t < padded; t += kLanes) top = max(top, load(score + t));
   *most = lane_max(top);
+  for (int64_t t = 0; t < prefix; ++t) *most = exact[t] > *most ? exact[t] : *most;
   for (int64_t t = 0; t < padded; t += kLanes)
     store(score + t, exponential(sub(load(score + t), set1(*most))));
   for (int64_t t = s.tokens; t < padded; ++t) score[t] = 0.f;
@@ -155,6 +164,11 @@ static inline void softmax(const KvSplit& s, float* score, float* most, float* s
       store(score + t + i, mul(x, load(s.scale + t + i)));
     }
   *sum = total.sum(), *zero = zeros.sum();
+  alignas(64) float lanes[kLanes];
+  for (int64_t t = 0; t < prefix; ++t) {
+    store(lanes, exponential(set1(exact[t] - *most)));
+    exact[t] = lanes[0], *sum = *sum + exact[t];
+  }
 }
 
 // out[h] = sum over tokens of weight[h][t] * code[t], + zero[h]: kNibbles nibbles of each word of one block
@@ -203,9 +217,31 @@ static void weigh_split(const KvSplit& s, int64_t blocks, const float (*weight)[
       weigh_block<kHeads, kNibbles>(s, codes, b, j, weight, zero, out, stride);
 }
 
-// q * softmax_scale in the order of the words, its sum, and what the places of the nibbles divide it by
+// out[h] += weight[h][t] * value[t] for the tokens of the prefix, in the order of the words
+static inline void weigh_prefix(const KvPrefix& p, int64_t d, const float (*weight)[kKvPrefix], int heads,
+                                float* out, int64_t stride) {
+  alignas(64) float placed[kMaxQuery];
+  const int64_t size = code_blocks(d) * kBlockCodes;
+  for (int64_t t = 0; t < p.count; ++t) {
+    for (int64_t i = 0; i < size; ++i) placed[place_of(i)] = i < d ? p.value[t * p.stride + i] : 0.f;
+    for (int64_t i = 0; i < size; i += 16) {
+      Split s;
+      arrange(load_wide(placed + i), s);
+      store_split(placed + i, s);
+    }
+    for (int h = 0; h < heads; ++h) {
+      float* to = out + h * stride;
+      const V w = set1(weight[h][t]);
+      for (int64_t i = 0; i < size; i += kLanes) store(to + i, add(load(to + i), mul(w, load(placed + i))));
+    }
+  }
+}
+
+// q * softmax_scale in the order of the words, its sum, and what the places of the nibbles divide it by;
+// exact: its products with the keys of the prefix
 template <class T>
-static inline float arrange_query(const T* q, int64_t d, float softmax_scale, float* to) {
+static inline float arrange_query(const T* q, int64_t d, float softmax_scale, const KvPrefix& prefix,
+                                  float* to, float* exact) {
   alignas(64) float x[kMaxQuery + 16], placed[kMaxQuery];
   const int64_t blocks = code_blocks(d);
   int64_t i = 0;
@@ -218,24 +254,31 @@ static inline float arrange_query(const T* q, int64_t d, float softmax_scale, fl
     arrange(load_wide(placed + i), s);
     store_split(to + i, s);
   }
+  for (int64_t t = 0; t < prefix.count; ++t) {
+    for (i = 0; i < d; ++i) placed[i] = x[i] * prefix.key[t * prefix.stride + i];
+    exact[t] = neighbour_sum(placed, d);
+  }
   return neighbour_sum(x, d);
 }
 
 template <int kHeads, class T>
-static void attend_heads(const Kv4AttentionParams& p, KvSplit& s, KvTail& tail, const T* q, float* partial) {
+static void attend_heads(const Kv4AttentionParams& p, const KvPrefix& prefix, KvSplit& s, KvTail& tail,
+                         const T* q, float* partial) {
   const int64_t d = p.cache.d, blocks = code_blocks(d), stride = kv4_partial_floats(p);
   const int64_t pool = p.cache.pages * p.cache.kv_heads * p.cache.page * s.bytes;
   alignas(64) float query[kHeads * kMaxQuery], weight[kHeads][kKvSplit];
-  float sum[kHeads], zero[kHeads];
+  float sum[kHeads], zero[kHeads], exact[kHeads][kKvPrefix];
   for (int h = 0; h < kHeads; ++h)
-    sum[h] = arrange_query(q + h * d, d, p.softmax_scale, query + h * blocks * kBlockCodes);
+    sum[h] =
+        arrange_query(q + h * d, d, p.softmax_scale, prefix, query + h * blocks * kBlockCodes, exact[h]);
   read_params<true>(s);
   score_split<kHeads>(s, query, blocks, sum, p.cache.key_codes + pool, tail, weight);
   read_params<false>(s);
   for (int h = 0; h < kHeads; ++h)
-    softmax(s, weight[h], partial + h * stride, partial + h * stride + 1, zero + h);
+    softmax(s, weight[h], exact[h], prefix.count, partial + h * stride, partial + h * stride + 1, zero + h);
   weigh_split<kHeads>(s, blocks, weight, zero, p.cache.value_codes + pool, tail, partial + kPartialHead,
                       stride);
+  weigh_prefix(prefix, d, exact, kHeads, partial + kPartialHead, stride);
 }
 
 // The tokens of split `split` of sequence b, as runs of pages
@@ -262,14 +305,18 @@ static void kv4_attend_typed(const Kv4AttentionParams& p, int64_t begin, int64_t
     const int64_t split = item / kv_heads, head = item % kv_heads;
     while (p.first_split[b + 1] <= split) ++b;
     find_split(p, b, split - p.first_split[b], head, s);
+    const int64_t d = p.cache.d;
+    KvPrefix prefix{};
+    if (p.prefix && split == p.first_split[b])
+      prefix = {p.prefix, kv_heads * d, p.prefix_key + head * d, p.prefix_value + head * d};
     for (int64_t h = 0; h < group; h += kHeadsAtOnce) {
       const int64_t first = head * group + h;
-      const T* q = static_cast<const T*>(p.q) + (b * p.heads + first) * p.cache.d;
+      const T* q = static_cast<const T*>(p.q) + (b * p.heads + first) * d;
       float* partial = p.partial + (split * p.heads + first) * stride;
-      if (group - h >= 4) attend_heads<4>(p, s, tail, q, partial);
-      else if (group - h == 3) attend_heads<3>(p, s, tail, q, partial);
-      else if (group - h == 2) attend_heads<2>(p, s, tail, q, partial);
-      else attend_heads<1>(p, s, tail, q, partial);
+      if (group - h >= 4) attend_heads<4>(p, prefix, s, tail, q, partial);
+      else if (group - h == 3) attend_heads<3>(p, prefix, s, tail, q, partial);
+      else if (group - h == 2) attend_heads<2>(p, prefix, s, tail, q, partial);
+      else attend_heads<1>(p, prefix, s, tail, q, partial);
     }
   }
 }

@@ -187,6 +187,7 @@ struct Kv4RopeParams {
 // Attention of one query token per sequence. A sequence is cut into splits of kKvSplit tokens; every split
 // leaves a partial result, and merging them is a step of its own.
 constexpr int64_t kKvSplit = 256;
+constexpr int64_t kKvPrefix = 16;  // exact tokens, at most
 struct Kv4AttentionParams {
   Kv4Pages cache;
   DType dtype;
@@ -198,6 +199,9 @@ struct Kv4AttentionParams {
   const int64_t* tokens;       // [batch]
   const int64_t* first_split;  // [batch + 1]: sequence b has splits first_split[b] .. first_split[b + 1]
   float softmax_scale;
+  // Exact tokens before those of every sequence: its first split, which it then always has, takes them too.
+  const float *prefix_key, *prefix_value;  // [prefix, kv_heads, d]
+  int64_t prefix;
   float* partial;  // kv4_partial_floats for every split and query head
 };
 

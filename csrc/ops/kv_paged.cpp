@@ -55,8 +55,8 @@ struct Plan {
   std::vector<int64_t> tokens, first_split;
   int64_t longest = 0;
 
-  // more: tokens that come on top of `lengths`
-  Plan(const char* op, const Kv4Tables& t, const Kv4Pages& c, int64_t batch, int64_t more)
+  // more: tokens that come on top of `lengths`; prefix: whether there is one, which needs a split
+  Plan(const char* op, const Kv4Tables& t, const Kv4Pages& c, int64_t batch, int64_t more, bool prefix)
       : tokens(size_t(batch)), first_split(size_t(batch + 1)) {
     const int32_t *lengths = values<int32_t>(t.lengths), *table = values<int32_t>(t.block_table);
     const int64_t room = t.max_pages * c.page - more;
@@ -69,7 +69,8 @@ struct Plan {
         check(page >= 0 && page < c.pages, op, ": block_table[", b, ", ", i, "] is ", page,
               ", expected a page from 0 to ", c.pages - 1);
       }
-      first_split[size_t(b + 1)] = first_split[size_t(b)] + ceil_div(lengths[b] + more, cpu::kKvSplit);
+      const int64_t splits = ceil_div(lengths[b] + more, cpu::kKvSplit);
+      first_split[size_t(b + 1)] = first_split[size_t(b)] + (splits || !prefix ? splits : 1);
       longest = tokens[size_t(b)] > longest ? tokens[size_t(b)] : longest;
     }
   }
@@ -78,6 +79,10 @@ struct Plan {
 void append_rows(const cpu::Kv4AppendParams& p, int64_t tokens) {
   parallel(tokens * p.cache.kv_heads, 1 + kRowWork / (2 * p.cache.d),
            [&](int64_t, int64_t begin, int64_t end) { cpu::active().kv4_append_rows(p, begin, end); });
+}
+
+void set_prefix(cpu::Kv4AttentionParams& p, const Kv4Prefix& prefix) {
+  p.prefix = prefix.tokens, p.prefix_key = floats(prefix.key), p.prefix_value = floats(prefix.value);
 }
 
 void rope_rows(const cpu::Kv4RopeParams& p, int64_t tokens) {
@@ -155,17 +160,19 @@ std::tuple<Tensor, Tensor, Tensor> kv4_rope_append(Tensor qkv, Tensor cos, Tenso
 }
 
 Tensor kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value_codes, Tensor value_params,
-                     Tensor block_table, Tensor lengths, double softmax_scale) {
+                     Tensor block_table, Tensor lengths, double softmax_scale, OptTensor prefix_k,
+                     OptTensor prefix_v) {
   constexpr const char* op = "kv4_attention";
   const Kv4Attention in(op, q, key_codes, key_params, value_codes, value_params, block_table, lengths,
-                        softmax_scale);
-  const Plan plan(op, in.tables, in.cache, in.batch, 0);
+                        softmax_scale, prefix_k, prefix_v);
+  const Plan plan(op, in.tables, in.cache, in.batch, 0, in.prefix.tokens > 0);
   Tensor y = empty(shape_of(in.q), q.scalar_type());
   cpu::Kv4AttentionParams p{};
   p.cache = pages_of(in.cache, false), p.dtype = in.dtype, p.batch = in.batch, p.heads = in.heads;
   p.q = in.q.const_data_ptr(), p.y = y.mutable_data_ptr();
   p.block_table = values<int32_t>(in.tables.block_table), p.max_pages = in.tables.max_pages;
   p.softmax_scale = in.softmax_scale;
+  set_prefix(p, in.prefix);
   attend(p, plan, op);
   return y;
 }
@@ -173,17 +180,19 @@ Tensor kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value
 Tensor kv4_attend(Tensor qkv, Tensor cos, Tensor sin, int64_t heads, int64_t kv_heads, Tensor key_codes,
                   Tensor key_params, Tensor value_codes, Tensor value_params, Tensor block_table,
                   Tensor lengths, double softmax_scale, OptTensor q_norm, OptTensor k_norm, double eps,
-                  double clip, std::optional<int64_t> key_block) {
+                  double clip, std::optional<int64_t> key_block, OptTensor prefix_k, OptTensor prefix_v) {
   constexpr const char* op = "kv4_attend";
   const Kv4Qkv in(op, qkv, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params,
                   q_norm, k_norm, eps, clip, key_block);
   const Kv4Tables tables(op, in.tokens, block_table, lengths);
-  const Plan plan(op, tables, in.cache, in.tokens, 1);
+  const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
+  const Plan plan(op, tables, in.cache, in.tokens, 1, prefix.tokens > 0);
   const int64_t page = in.cache.page;
   cpu::Kv4AttentionParams p{};
   p.cache = pages_of(in.cache, true), p.dtype = in.dtype, p.batch = in.tokens, p.heads = heads;
   p.block_table = values<int32_t>(tables.block_table), p.max_pages = tables.max_pages;
   p.softmax_scale = float(softmax_scale);
+  set_prefix(p, prefix);
   std::vector<int64_t> slots(size_t(in.tokens));
   for (int64_t b = 0; b < in.tokens; ++b) {
     const int64_t at = plan.tokens[size_t(b)] - 1;

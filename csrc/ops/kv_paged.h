@@ -160,6 +160,32 @@ struct Kv4Tables {
   }
 };
 
+// Exact keys and values before those of every sequence, keys in the basis of the stored ones: fp32
+// [P, Hkv, D], both or none.
+struct Kv4Prefix {
+  OptTensor key, value;
+  int64_t tokens = 0;
+
+  Kv4Prefix(const char* op, const OptTensor& key_in, const OptTensor& value_in, const Kv4Pages& cache) {
+    check(bool(key_in) == bool(value_in), op, ": ", key_in ? "prefix_v" : "prefix_k",
+          " is None, expected both or none of prefix_k and prefix_v");
+    if (!key_in) return;
+    check(key_in->dim() == 3, op, ": prefix_k has ", key_in->dim(),
+          " dimensions, expected 3: [tokens, kv_heads, head size]");
+    tokens = key_in->size(0);
+    check(tokens <= cpu::kKvPrefix, op, ": prefix_k has ", tokens, " tokens, expected at most ",
+          cpu::kKvPrefix);
+    key = part(op, "prefix_k", *key_in, cache), value = part(op, "prefix_v", *value_in, cache);
+  }
+
+ private:
+  Tensor part(const char* op, const char* arg, const Tensor& t, const Kv4Pages& cache) const {
+    check_dtype(t, ScalarType::Float, op, arg);
+    check_shape(t, {tokens, cache.kv_heads, cache.d}, op, arg);
+    return as_contiguous(t);
+  }
+};
+
 // Arguments of kv4_attention.
 struct Kv4Attention {
   DType dtype;
@@ -168,10 +194,11 @@ struct Kv4Attention {
   Kv4Pages cache;
   Kv4Tables tables;
   float softmax_scale;
+  Kv4Prefix prefix;
 
   Kv4Attention(const char* op, const Tensor& q_in, const Tensor& key_codes, const Tensor& key_params,
                const Tensor& value_codes, const Tensor& value_params, const Tensor& block_table,
-               const Tensor& lengths, double scale)
+               const Tensor& lengths, double scale, const OptTensor& prefix_k, const OptTensor& prefix_v)
       : dtype(float_dtype(q_in.scalar_type(), op, "q")),
         q((check(q_in.dim() == 3, op, ": q has ", q_in.dim(),
                  " dimensions, expected 3: [sequences, heads, head size]"),
@@ -180,7 +207,8 @@ struct Kv4Attention {
         heads(q.size(1)),
         cache(op, q.size(2), key_codes, key_params, value_codes, value_params),
         tables(op, batch, block_table, lengths),
-        softmax_scale(float(scale)) {
+        softmax_scale(float(scale)),
+        prefix(op, prefix_k, prefix_v, cache) {
     check(heads % cache.kv_heads == 0, op, ": q has ", heads, " heads, expected a multiple of the ",
           cache.kv_heads, " of key_codes");
   }

@@ -143,6 +143,19 @@ std::tuple<Tensor, Tensor, Tensor> kv4_rope_append(Tensor qkv_in, Tensor cos, Te
   return {q, k, v};
 }
 
+// `kept` keeps the tensors alive until the launch.
+void set_prefix(const char* op, kv::AttentionParams& p, const Kv4Prefix& prefix, const Named& first,
+                std::vector<Tensor>& kept) {
+  static_assert(kv::kMaxPrefix == cpu::kKvPrefix);
+  if (!prefix.tokens) return;
+  check_same_device(op, first, {{"prefix_k", prefix.key}, {"prefix_v", prefix.value}});
+  const auto keep = [&](const Tensor& t) {
+    kept.push_back(aligned(t));
+    return values<float>(kept.back());
+  };
+  p.prefix = int32_t(prefix.tokens), p.prefix_key = keep(*prefix.key), p.prefix_value = keep(*prefix.value);
+}
+
 void set_tables(const char* op, kv::AttentionParams& p, const Kv4Tables& t, const Named& first) {
   check_same_device(op, first, {{"block_table", t.block_table}, {"lengths", t.lengths}});
   p.table = values<int32_t>(t.block_table), p.lengths = values<int32_t>(t.lengths);
@@ -152,10 +165,11 @@ void set_tables(const char* op, kv::AttentionParams& p, const Kv4Tables& t, cons
 }
 
 Tensor kv4_attention(Tensor q_in, Tensor key_codes, Tensor key_params, Tensor value_codes,
-                     Tensor value_params, Tensor block_table, Tensor lengths, double softmax_scale) {
+                     Tensor value_params, Tensor block_table, Tensor lengths, double softmax_scale,
+                     OptTensor prefix_k, OptTensor prefix_v) {
   constexpr const char* op = "kv4_attention";
   const Kv4Attention in(op, q_in, key_codes, key_params, value_codes, value_params, block_table, lengths,
-                        softmax_scale);
+                        softmax_scale, prefix_k, prefix_v);
   check_caches(op, {"q", in.q}, in.cache);
   const OnDevice on(in.q, op);
   Tensor y = empty_cuda(shape_of(in.q), q_in.scalar_type(), on.device.index);
@@ -166,6 +180,8 @@ Tensor kv4_attention(Tensor q_in, Tensor key_codes, Tensor key_params, Tensor va
   p.heads = count_of(op, "heads", in.heads), p.q = q.const_data_ptr(), p.y = y.mutable_data_ptr();
   p.softmax_scale = in.softmax_scale, p.pages = pages_of(op, in.cache);
   set_tables(op, p, in.tables, {"q", in.q});
+  std::vector<Tensor> kept;
+  set_prefix(op, p, in.prefix, {"q", in.q}, kept);
   attend(op, p, on);
   return y;
 }
@@ -173,11 +189,12 @@ Tensor kv4_attention(Tensor q_in, Tensor key_codes, Tensor key_params, Tensor va
 Tensor kv4_attend(Tensor qkv_in, Tensor cos, Tensor sin, int64_t heads, int64_t kv_heads, Tensor key_codes,
                   Tensor key_params, Tensor value_codes, Tensor value_params, Tensor block_table,
                   Tensor lengths, double softmax_scale, OptTensor q_norm, OptTensor k_norm, double eps,
-                  double clip, std::optional<int64_t> key_block) {
+                  double clip, std::optional<int64_t> key_block, OptTensor prefix_k, OptTensor prefix_v) {
   constexpr const char* op = "kv4_attend";
   const Kv4Qkv in(op, qkv_in, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params,
                   q_norm, k_norm, eps, clip, key_block);
   const Kv4Tables tables(op, in.tokens, block_table, lengths);
+  const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
   check_qkv(op, in);
   const OnDevice on(in.qkv, op);
   Tensor y = empty_cuda({in.tokens, heads * in.d}, qkv_in.scalar_type(), on.device.index);
@@ -189,6 +206,7 @@ Tensor kv4_attend(Tensor qkv_in, Tensor cos, Tensor sin, int64_t heads, int64_t 
   p.softmax_scale = float(softmax_scale), p.append = true, p.clip = in.clip;
   p.rotation = rotation_of(in, kept), p.pages = pages_of(op, in.cache);
   set_tables(op, p, tables, {"qkv", in.qkv});
+  set_prefix(op, p, prefix, {"qkv", in.qkv}, kept);
   attend(op, p, on);
   return y;
 }

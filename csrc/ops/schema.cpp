@@ -60,10 +60,11 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "(Tensor q, Tensor k, Tensor v)");
   m.def(
       "kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value_codes, Tensor value_params, "
-      "Tensor block_table, Tensor lengths, float softmax_scale) -> Tensor");
+      "Tensor block_table, Tensor lengths, float softmax_scale, Tensor? prefix_k=None, "
+      "Tensor? prefix_v=None) -> Tensor");
   m.def(
       "kv4_attend(Tensor qkv, Tensor cos, Tensor sin, int heads, int kv_heads, Tensor(a!) key_codes, "
       "Tensor(b!) key_params, Tensor(c!) value_codes, Tensor(d!) value_params, Tensor block_table, "
       "Tensor lengths, float softmax_scale, Tensor? q_norm=None, Tensor? k_norm=None, float eps=1e-6, "
-      "float clip=1.0, int? key_block=None) -> Tensor");
+      "float clip=1.0, int? key_block=None, Tensor? prefix_k=None, Tensor? prefix_v=None) -> Tensor");
 }

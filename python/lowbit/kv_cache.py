@@ -35,8 +35,10 @@ class PagedKv4Cache:
 
     max_tokens: what all sequences together may hold, None for no limit. clip: share of a vector's range that
     the 16 levels span. key_block: blocks of the Hadamard that keys get before they are quantised, None for
-    none; `attend` transforms the queries alike, for `attention` the caller does. The pool doubles when it is
-    full, which moves its tensors: ask `caches` for them after reserving tokens, not before.
+    none; `attend` transforms the queries alike, for `attention` the caller does. prefix: fp32 [layers, 2, P,
+    kv_heads, head_dim], exact keys and values before those of every sequence, after RoPE and the keys'
+    Hadamard; they count in no length. The pool doubles when it is full, which moves its tensors: ask `caches`
+    for them after reserving tokens, not before.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class PagedKv4Cache:
         device: torch.device | str = "cpu",
         clip: float = 1.0,
         key_block: int | None = None,
+        prefix: Tensor | None = None,
     ):
         for name, value in (("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)):
             if value < 1:
@@ -57,9 +60,15 @@ class PagedKv4Cache:
             raise ValueError(f"page: expected one of {', '.join(map(str, _PAGES))}, got {page}")
         if not 0.0 < clip <= 1.0:
             raise ValueError(f"clip: expected a value in (0, 1], got {clip}")
+        if prefix is not None:
+            sizes = prefix.shape[:2] + prefix.shape[3:]
+            if tuple(sizes) != (layers, 2, kv_heads, head_dim):
+                want = f"[{layers}, 2, P, {kv_heads}, {head_dim}]"
+                raise ValueError(f"prefix: expected {want}, got {list(prefix.shape)}")
         self.layers, self.kv_heads, self.head_dim, self.page = layers, kv_heads, head_dim, page
         self.max_tokens, self.device = max_tokens, torch.device(device)
         self.clip, self.key_block = clip, key_block
+        self.prefix = None if prefix is None else prefix.to(self.device, torch.float32).contiguous()
         self._pools = [self._empty(0) for _ in range(layers)]
         self._free: list[int] = []
         self._users: list[int] = []  # of each page: sequences that hold it
@@ -223,6 +232,10 @@ class PagedKv4Cache:
         """key_codes, key_params, value_codes, value_params of a layer, until the next reservation."""
         return self._pools[layer]
 
+    def _exact(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
+        """prefix_k, prefix_v of a layer, [P, kv_heads, head_dim]."""
+        return (None, None) if self.prefix is None else (self.prefix[layer, 0], self.prefix[layer, 1])
+
     def append(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> None:
         """key, value [T, kv_heads, head_dim] into the slots: `kv4_append`."""
         ops.kv4_append(key, value, slots, *self._pools[layer], self.clip, self.key_block)
@@ -247,7 +260,7 @@ class PagedKv4Cache:
 
     def attention(self, layer: int, q: Tensor, tables: Tables, softmax_scale: float) -> Tensor:
         """`kv4_attention` of q [B, heads, head_dim], already in the basis of the keys."""
-        return ops.kv4_attention(q, *self._pools[layer], *tables, softmax_scale)
+        return ops.kv4_attention(q, *self._pools[layer], *tables, softmax_scale, *self._exact(layer))
 
     def attend(
         self,
@@ -265,5 +278,5 @@ class PagedKv4Cache:
         """`kv4_attend` with the tables of `step`: [B, heads * head_dim]."""
         return ops.kv4_attend(
             qkv, cos, sin, heads, self.kv_heads, *self._pools[layer], *tables, softmax_scale,
-            q_norm, k_norm, eps, self.clip, self.key_block,
+            q_norm, k_norm, eps, self.clip, self.key_block, *self._exact(layer),
         )  # fmt: skip

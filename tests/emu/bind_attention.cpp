@@ -82,7 +82,8 @@ LOWBIT_EMU_BIND(attention) {
   });
 
   // q [batch, heads, d], or with `rotation` [batch, (heads + 2 kv_heads) d] whose token is appended.
-  // Settings: softmax_scale, clip; sm, multiprocessors, shared_bytes of the card.
+  // Settings: softmax_scale, clip; sm, multiprocessors, shared_bytes of the card; prefix: keys and values of
+  // exact tokens, [2, tokens, kv_heads, d].
   m.def("kv4_attention", [](py::array q, const std::string& dtype, int batch, int heads,
                             const py::dict& cache, py::array table, py::array lengths,
                             const py::object& rotation, py::array y, const py::dict& settings,
@@ -96,6 +97,10 @@ LOWBIT_EMU_BIND(attention) {
     p.lengths = bind::pointer<const int32_t>(lengths);
     p.softmax_scale = py::cast<float>(settings["softmax_scale"]), p.clip = py::cast<float>(settings["clip"]);
     p.append = !rotation.is_none();
+    const py::array prefix = settings["prefix"];
+    p.prefix = int32_t(prefix.shape(1)), p.prefix_key = optional<const float>(prefix);
+    p.prefix_value = p.prefix_key + prefix.size() / 2;
+    add(buffers, bind::read("prefix", prefix));
     p.pages = pages_of(cache, buffers);
     if (p.append) p.rotation = rotation_of(py::cast<py::dict>(rotation), buffers);
     const Device device{py::cast<int>(settings["sm"]), py::cast<int>(settings["multiprocessors"]),

@@ -12,9 +12,11 @@ LENGTHS = (0, 1, 255, 256, 257, 1000)
 
 
 class Batch:
-    """Sequences with pages of one pool in no order; the cache holds real keys and values."""
+    """Sequences with pages of one pool in no order; the cache holds real keys and values. prefix: exact
+    tokens before them.
+    """
 
-    def __init__(self, lengths, heads, kv_heads, d, page=64, dtype="bfloat16", seed=0, fresh=False):
+    def __init__(self, lengths, heads, kv_heads, d, page=64, dtype="bfloat16", seed=0, fresh=False, prefix=0):
         rng = np.random.default_rng((seed, d, page))
         self.lengths = np.asarray(lengths, np.int32)
         self.heads, self.kv_heads, self.d, self.dtype = heads, kv_heads, d, dtype
@@ -34,6 +36,8 @@ class Batch:
         count = heads + 2 * kv_heads if fresh else heads
         self.q = rng.standard_normal((len(lengths), count, d)).astype(F32).astype(r.DTYPES[dtype])
         self.scale = float(F32(1 / np.sqrt(d)))
+        exact = rng.standard_normal((2, prefix, kv_heads, d)).astype(F32)
+        self.prefix = kv.stored(exact).view(F32).reshape(exact.shape)
 
     def slots(self, b):
         """Of every token that sequence b's pages can hold."""
@@ -48,31 +52,35 @@ class Batch:
         card["multiprocessors"] = multiprocessors or card["multiprocessors"]
         report = emulated.kv4_attention(
             kv.stored(self.q), self.dtype, len(self.lengths), self.heads, self.cache.arrays, self.table,
-            self.lengths, rotation, y, {"softmax_scale": self.scale, "clip": clip, **card}, options,
+            self.lengths, rotation, y,
+            {"softmax_scale": self.scale, "clip": clip, "prefix": self.prefix, **card}, options,
         )  # fmt: skip
         return y.view(self.q.dtype).reshape(-1, self.heads, self.d), report
 
 
-def attend(q, keys, values, scale):
+def attend(q, keys, values, scale, prefix=((), ())):
     """float64 (result [d], how far fp32 may be off before the last rounding [d]). keys, values: Cache.get.
+    prefix: exact keys and values [P, d].
 
     u = 2^-24. A sum of products is off by its length times 2u times the sum of their sizes (tensor cores may
     cut where others round). What q and the weights lose as two fp16 is 2^-37 of their largest. An error of a
     score is a relative one of its probability; ex2.approx adds 2 ulp, the factors on the way a rounding each.
     """
-    u, (n, d) = 2.0**-24, keys[0].shape
+    u, d = 2.0**-24, keys[0].shape[1]
+    first, second = (np.asarray(x, F64).reshape(-1, d) for x in prefix)
+    none = np.zeros(len(first))
     codes, step, zero = keys
-    scores = (codes * step + zero) @ q * scale
-    size = (codes * step + np.abs(zero)) @ np.abs(q) * scale
-    lost = 2.0**-37 * np.abs(q).max() * (codes * step).sum(axis=1) * scale
+    scores = np.concatenate([first, codes * step + zero]) @ q * scale
+    size = np.concatenate([np.abs(first), codes * step + np.abs(zero)]) @ np.abs(q) * scale
+    lost = np.concatenate([none, 2.0**-37 * np.abs(q).max() * (codes * step).sum(axis=1) * scale])
     off = (2 * (2 * d + 8)) * u * size + 4 * u * np.abs(scores) + lost
     p = np.exp(scores - scores.max())
     relative = np.expm1(off + off.max()) + 8 * u + 2 * u * np.abs(scores - scores.max())
     codes, step, zero = values
-    y = p @ (codes * step + zero) / p.sum()
-    parts = codes * step + np.abs(zero)
-    bound = (p * relative) @ parts + np.abs(y) * (p @ relative) + (2 * 2 * n + 16) * u * (p @ parts)
-    bound += 2.0**-37 * (p @ step).max() * codes.sum(axis=0)
+    y = p @ np.concatenate([second, codes * step + zero]) / p.sum()
+    parts = np.concatenate([np.abs(second), codes * step + np.abs(zero)])
+    bound = (p * relative) @ parts + np.abs(y) * (p @ relative) + (2 * 2 * len(p) + 16) * u * (p @ parts)
+    bound += 2.0**-37 * (p[len(first) :] @ step).max() * codes.sum(axis=0)
     return y, bound / p.sum()
 
 
@@ -82,14 +90,15 @@ def check(y, batch, q=None, total=None):
     unit = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}[batch.dtype]
     worst = 0.0
     for b, n in enumerate(batch.lengths if total is None else total):
-        if n <= 0:
+        if n <= 0 and not batch.prefix.size:
             assert not y[b].astype(F32).any()
             continue
-        slots = batch.slots(b)[:n]
+        slots = batch.slots(b)[: max(n, 0)]
         for h in range(batch.kv_heads):
             keys, values = (batch.cache.get(name, slots, h) for name in ("key", "value"))
             for head in range(h * share, (h + 1) * share):
-                want, bound = attend(q[b, head].astype(F64), keys, values, batch.scale)
+                exact = batch.prefix[:, :, h]
+                want, bound = attend(q[b, head].astype(F64), keys, values, batch.scale, exact)
                 error = np.abs(y[b, head].astype(F64) - want)
                 room = bound + unit * (np.abs(want) + bound) + 2.0**-25
                 assert (error <= room).all(), (b, head, (error / room).max())
@@ -106,6 +115,33 @@ def test_against_float64(emulated, d, page):
     y, report = batch.run(emulated, seed=d)
     assert check(y, batch) > 0  # some element is not exact
     assert report["splits"] >= 4
+
+
+@pytest.mark.parametrize("prefix", [1, 3, 16])
+@pytest.mark.parametrize("d", [64, 80, 96, 128, 256])
+def test_prefix_against_float64(emulated, d, prefix):
+    """Exact tokens before those of every sequence, of one without any too."""
+    dtype = list(r.DTYPES)[(d // 16 + prefix) % 3]
+    batch = Batch((0, 1, 256, 257, 600), 4, 2, d, 64, dtype, seed=prefix, prefix=prefix)
+    y, report = batch.run(emulated, seed=d)
+    assert check(y, batch) > 0
+    assert r.written_once(report, "y")
+    for name in ("ld.shared", "ldmatrix"):
+        assert report["shared"][name]["actual"] == report["shared"][name]["ideal"], name
+    batch.prefix[0] *= F32(1000)  # all of the weight
+    y, _ = batch.run(emulated)
+    check(y, batch)
+
+
+def test_no_prefix_changes_no_bit(emulated):
+    """A token that weighs nothing beside the others."""
+    batch = Batch((300, 5), 4, 2, 64, 16, "float32", seed=11, prefix=1)
+    batch.q[...] = np.abs(batch.q)
+    batch.prefix[0] = F32(-1e4)
+    y, _ = batch.run(emulated)
+    batch.prefix = np.ascontiguousarray(batch.prefix[:, :0])
+    want, _ = batch.run(emulated)
+    assert y.tobytes() == want.tobytes()
 
 
 def test_as_exact_as_float32(emulated):
@@ -192,10 +228,11 @@ def test_empty(emulated):
     assert batch.run(emulated)[0].size == 0
 
 
+@pytest.mark.parametrize("prefix", [0, 2])
 @pytest.mark.parametrize("d", [64, 80, 128])
-def test_batch_independence(emulated, d):
+def test_batch_independence(emulated, d, prefix):
     """A sequence gives the same bits alone, in company, and with any number of blocks on its splits."""
-    batch = Batch((1000, 17, 512, 513, 0), 3, 1, d, 64, "float32", seed=d)
+    batch = Batch((1000, 17, 512, 513, 0), 3, 1, d, 64, "float32", seed=d, prefix=prefix)
     y, report = batch.run(emulated)
     assert report["blocks_per_sequence"] == report["splits"] == 5
     for slots in (1, 2, 3):
@@ -205,6 +242,7 @@ def test_batch_independence(emulated, d):
     for b in range(5):
         one = Batch((), 3, 1, d)
         one.cache, one.max_pages, one.scale = batch.cache, batch.max_pages, batch.scale
+        one.prefix = batch.prefix
         one.lengths, one.table, one.q = (
             np.ascontiguousarray(a[b : b + 1]) for a in (batch.lengths, batch.table, batch.q)
         )
@@ -217,7 +255,7 @@ def test_batch_independence(emulated, d):
 @pytest.mark.parametrize("append", [False, True])
 def test_every_order(emulated, append):
     """Any order of blocks and threads: no race, the same bits."""
-    batch = Batch((600, 256, 31), 4, 2, (64, 96)[append], 64, "bfloat16", seed=9, fresh=append)
+    batch = Batch((600, 256, 31), 4, 2, (64, 96)[append], 64, "bfloat16", seed=9, fresh=append, prefix=1)
     rotation = kv.rotation(3, batch.d, batch.d, True, 32) if append else None
     given, want = batch.cache.arrays, None
     for seed in range(10):
@@ -263,12 +301,13 @@ ROPE = [
 ]
 
 
+@pytest.mark.parametrize("prefix", [0, 1])
 @pytest.mark.parametrize("dtype", r.DTYPES)
 @pytest.mark.parametrize(("d", "rotary", "norms", "block"), ROPE)
-def test_attend_is_its_parts(emulated, d, rotary, norms, block, dtype):
+def test_attend_is_its_parts(emulated, d, rotary, norms, block, dtype, prefix):
     """One launch gives the bits of append, Hadamard and attention: the result, and the whole cache."""
     lengths = np.array((0, 1, 255, 256, 300, 511))
-    make = lambda: Batch(lengths, 4, 2, d, 64, dtype, seed=d, fresh=True)  # noqa: E731
+    make = lambda: Batch(lengths, 4, 2, d, 64, dtype, seed=d, fresh=True, prefix=prefix)  # noqa: E731
     rotation = kv.rotation(len(lengths), d, rotary, norms, block, seed=d)
     fused, parts = make(), make()
     y, report = fused.run(emulated, rotation, clip=0.95)

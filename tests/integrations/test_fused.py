@@ -9,6 +9,7 @@ import torch
 from lowbit.fused import NotFusable
 from lowbit.integrations.hf import FusedCache, Int4Cache
 from lowbit.integrations.hf import fused as hf_fused
+from lowbit.integrations.hf.cache import PREFIX
 from lowbit.nn import QuantizedLinear
 from lowbit.recipes import Recipe
 
@@ -20,7 +21,10 @@ METHODS = [
     "quarot gptq w4a8kv4",
     "mergequant w4a4",
     "mergequant w4a8 no-r1",
+    "best w4a4kv4",
+    "quarot gptq w4a4kv4 g64 +shift +prefix",
 ]
+PREFIXED = METHODS[-2:]
 
 
 def quantized(architecture: str = "llama", method: str | Recipe = METHODS[0], **changes):
@@ -31,7 +35,7 @@ def quantized(architecture: str = "llama", method: str | Recipe = METHODS[0], **
 def own_cache(model) -> Int4Cache:
     """The cache of the model's own modules, with a prompt that attends as in the fused decoder."""
     hook = next(h for h in model.model._forward_pre_hooks.values() if hasattr(h, "key_block"))
-    return Int4Cache(hook.clip, hook.key_block, exact_prefill=True)
+    return Int4Cache(hook.clip, hook.key_block, getattr(model.model, PREFIX, None), exact_prefill=True)
 
 
 def away(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -74,9 +78,28 @@ def test_generate_writes_the_same_tokens(method):
     assert torch.equal(lowbit.unfuse(model).generate(ids, past_key_values=own_cache(model), **settings), want)
 
 
+@pytest.mark.parametrize("method", PREFIXED)
+def test_a_prefix_is_in_the_result_and_in_no_length(method):
+    model = lowbit.fuse(quantized("mistral", method, sliding_window=100))
+    ids = token_ids(1, 20)
+    with torch.no_grad():
+        out = model(ids, use_cache=True)
+        cache, step = out.past_key_values, ids[:, :1]
+        assert cache.get_seq_length() == 20 and cache.max_tokens == 99
+        want = model(step, past_key_values=cache).logits
+        cache.crop(20)
+        assert torch.equal(model(step, past_key_values=cache).logits, want)
+        prefix = getattr(model.model, PREFIX)
+        setattr(model.model, PREFIX, torch.zeros_like(prefix))
+        other = lowbit.fuse(model)(ids).logits
+    assert away(other, out.logits) > 0.01
+    with pytest.raises(NotFusable, match="sliding window 100 less a prefix of 1, got 100"):
+        lowbit.fuse(model, max_tokens=100)
+
+
 def test_rows_of_a_batch_do_not_see_each_other():
     """Up to the hidden states, that is: the head is torch's, whose sums depend on the number of rows."""
-    model = lowbit.fuse(quantized()).model
+    model = lowbit.fuse(quantized(method=PREFIXED[0])).model
     ids = token_ids(3, 30)
     with torch.no_grad():
         whole = model(ids, use_cache=True)
@@ -88,8 +111,9 @@ def test_rows_of_a_batch_do_not_see_each_other():
             assert torch.equal(alone[0], step[row])
 
 
-def test_beam_search_and_sampling_run():
-    model = quantized()
+@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0]])
+def test_beam_search_and_sampling_run(method):
+    model = quantized(method=method)
     ids = token_ids(2, 9)
     settings = dict(max_new_tokens=6, num_beams=3, do_sample=False, pad_token_id=0)
     want = model.generate(ids, past_key_values=own_cache(model), **settings)
@@ -136,8 +160,9 @@ def test_memory_is_shared_between_layers_and_products():
     assert seen[layer + "q_proj"] == seen[layer + "k_proj"] == seen[layer + "v_proj"]
 
 
-def test_a_call_it_cannot_serve_goes_the_old_way():
-    model = quantized()
+@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0]])
+def test_a_call_it_cannot_serve_goes_the_old_way(method):
+    model = quantized(method=method)
     ids = token_ids(2, 16)
     mask = torch.ones_like(ids)
     mask[0, :4] = 0

@@ -231,13 +231,16 @@ def _kv4_rope_append() -> Iterator[Sample]:
 _TABLE = torch.tensor([[3, -1, -1], [5, 0, 2], [1, 4, -1]], dtype=torch.int32)
 
 
-def _mean_values(caches: attention.Caches, lengths: list[int]) -> np.ndarray:
-    """What equal scores give: the mean of each head's values, here exact. [B, 4, 80]"""
-    out = np.zeros((len(lengths), 4, 80))
+def _mean_values(caches: attention.Caches, lengths: list[int], first: Tensor | None = None) -> np.ndarray:
+    """What equal scores give: the mean of each head's values, here exact. [B, 4, 80]. first: values of an
+    exact token [1, 2, 80].
+    """
+    out, first = np.zeros((len(lengths), 4, 80)), np.zeros((0, 2, 80)) if first is None else first.numpy()
     for b, length in enumerate(lengths):
         pages = caches.value_codes[_TABLE[b]].swapaxes(0, 1).reshape(2, -1, 40)[:, :length]
         codes = np.stack((pages % 16, pages // 16), -1).reshape(2, length, 80)
-        out[b] = codes.mean(1).repeat(2, 0) if length else 0
+        values = np.concatenate((first.swapaxes(0, 1), codes), 1)
+        out[b] = values.mean(1).repeat(2, 0) if values.size else 0
     return out.astype(np.float32)
 
 
@@ -248,6 +251,10 @@ def _kv4_attention() -> Iterator[Sample]:
     lengths = [1, 32, 0]
     args = (q, *tensors, _TABLE, torch.tensor(lengths, dtype=torch.int32), 0.25)
     yield args, _mean_values(caches, lengths)
+    lengths[1] = 31  # with an exact token 32 again
+    q, exact = torch.zeros(3, 4, 80), torch.arange(320.0).view(2, 1, 2, 80)
+    args = (q, *tensors, _TABLE, torch.tensor(lengths, dtype=torch.int32), 0.25, *exact)
+    yield args, _mean_values(caches, lengths, exact[1])
 
 
 def _kv4_attend() -> Iterator[Sample]:

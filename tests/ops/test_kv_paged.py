@@ -33,9 +33,11 @@ class Case:
     key_block: int | None = None
     clip: float = 0.95
     seed: int = 0
+    prefix: int = 0  # exact tokens
 
     def __str__(self) -> str:
         block = f"-h{self.key_block}" if self.key_block else ""
+        block += f"-x{self.prefix}" if self.prefix else ""
         return f"{self.heads}q{self.kv_heads}-d{self.d}-p{self.page}-{self.dtype}{block}-{max(self.lengths)}"
 
 
@@ -51,10 +53,11 @@ class Batch:
     table: Tensor
     lengths: Tensor
     caches: tuple[Tensor, ...]
+    prefix: tuple[Tensor, ...]  # two [P, Hkv, D], or none
 
     def attention(self) -> Tensor:
         scale = self.case.d**-0.5
-        return OPS.kv4_attention(self.q, *self.caches, self.table, self.lengths, scale)
+        return OPS.kv4_attention(self.q, *self.caches, self.table, self.lengths, scale, *self.prefix)
 
     def numpy(self) -> oracle.Caches:
         return oracle.Caches(*(c.numpy() for c in self.caches))
@@ -90,7 +93,11 @@ def make(case: Case, room: int = 1) -> Batch:
     where = torch.tensor(slots, dtype=torch.int64)
     OPS.kv4_append(key, value, where, *caches, case.clip, case.key_block)
     lengths = torch.tensor(case.lengths, dtype=torch.int32)
-    return Batch(case, q, key, value, where, torch.from_numpy(table), lengths, caches)
+    prefix = ()
+    if case.prefix:
+        shape = (case.prefix, case.kv_heads, case.d)
+        prefix = tuple(torch.from_numpy(rng.standard_normal(shape).astype(np.float32)) for _ in "kv")
+    return Batch(case, q, key, value, where, torch.from_numpy(table), lengths, caches, prefix)
 
 
 def check(batch: Batch, got: Tensor) -> None:
@@ -100,6 +107,7 @@ def check(batch: Batch, got: Tensor) -> None:
         batch.table.numpy(),
         batch.lengths.numpy(),
         batch.case.d**-0.5,
+        prefix=tuple(x.numpy() for x in batch.prefix) or None,
     )
     assert got.dtype == batch.q.dtype
     compare.elementwise(got, want, bound)
@@ -196,32 +204,35 @@ ATTENTION = [
     Case(4, 2, 96, lengths=LENGTHS, page=256), Case(8, 1, 256, lengths=LENGTHS, dtype="bfloat16", page=32),
     Case(5, 1, 64, lengths=LENGTHS, dtype="float16"), Case(7, 1, 33, page=16), Case(2, 1, 500, page=128),
     Case(6, 3, 2, page=16, lengths=(1, 2, 31, 600)), Case(3, 3, 1, page=16),
-    Case(9, 3, 64, key_block=64, clip=0.8),
+    Case(9, 3, 64, key_block=64, clip=0.8), Case(lengths=LENGTHS, prefix=1),
+    Case(7, 1, 33, page=16, prefix=3), Case(4, 4, 80, lengths=LENGTHS, dtype="bfloat16", prefix=16),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
 def test_attention_is_within_its_bound(case, isa):
     batch = make(case)
-    before = snapshot([batch.q, batch.table, batch.lengths, *batch.caches])
+    inputs = [batch.q, batch.table, batch.lengths, *batch.caches, *batch.prefix]
+    before = snapshot(inputs)
     got = batch.attention()
-    assert_unchanged([batch.q, batch.table, batch.lengths, *batch.caches], before)
+    assert_unchanged(inputs, before)
     check(batch, got)
     for b, length in enumerate(case.lengths):
-        assert length or not got[b].any()  # no tokens: zeros
+        assert length or case.prefix or not got[b].any()  # no tokens: zeros
 
 
 @pytest.mark.parametrize("case", [ATTENTION[0], *ATTENTION[6:]], ids=str)
 def test_reference_attention_is_within_its_bound(case):
     batch = make(case)
-    got = ref.kv4_attention(batch.q, *batch.caches, batch.table, batch.lengths, case.d**-0.5)
+    got = ref.kv4_attention(batch.q, *batch.caches, batch.table, batch.lengths, case.d**-0.5, *batch.prefix)
     want, bound = oracle.attention64(
-        batch.q.numpy(),
+        compare.to_numpy(batch.q),
         batch.numpy(),
         batch.table.numpy(),
         batch.lengths.numpy(),
         case.d**-0.5,
         any_order=True,
+        prefix=tuple(x.numpy() for x in batch.prefix) or None,
     )
     compare.elementwise(got, want, bound)
 
@@ -267,8 +278,9 @@ def test_bits_are_those_of_every_instruction_set():
     set_isa(before)
 
 
-def test_a_sequence_does_not_see_its_batch(isa):
-    whole = make(dataclasses.replace(ATTENTION[0], lengths=(700, 1, 0, 256, 255, 1025)))
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_a_sequence_does_not_see_its_batch(prefix, isa):
+    whole = make(dataclasses.replace(ATTENTION[0], lengths=(700, 1, 0, 256, 255, 1025), prefix=prefix))
     got = whole.attention()
     for b in range(len(whole.case.lengths)):
         alone = dataclasses.replace(
@@ -283,7 +295,7 @@ def test_a_sequence_does_not_see_its_batch(isa):
 
 
 def test_neither_threads_nor_pages_change_bits(isa):
-    case = dataclasses.replace(ATTENTION[1], lengths=(1, 900, 2049))
+    case = dataclasses.replace(ATTENTION[1], lengths=(1, 900, 2049), prefix=1)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -298,7 +310,7 @@ def test_neither_threads_nor_pages_change_bits(isa):
 
 COMPOSED = [
     Case(), Case(32, 8, 128, dtype="bfloat16", key_block=128), Case(7, 1, 33), Case(2, 2, 256, key_block=64),
-    Case(4, 2, 80, dtype="float16", key_block=16, page=16),
+    Case(4, 2, 80, dtype="float16", key_block=16, page=16), Case(key_block=64, prefix=1),
 ]  # fmt: skip
 
 
@@ -314,7 +326,8 @@ def test_attend_is_the_composition_of_its_parts(case, norms, isa):
     q_norm, k_norm = (torch.rand(d, generator=g) + 0.5 if norms else None for _ in "qk")
     options = (q_norm, k_norm, 1e-5, case.clip, case.key_block)
     shape = (case.heads, case.kv_heads)
-    got = OPS.kv4_attend(qkv, cos, sin, *shape, *one.caches, one.table, one.lengths, d**-0.5, *options)
+    args = (qkv, cos, sin, *shape, *one.caches, one.table, one.lengths, d**-0.5, *options, *one.prefix)
+    got = OPS.kv4_attend(*args)
     last = two.lengths.long()
     slots = two.table.gather(1, (last // case.page)[:, None])[:, 0].long() * case.page + last % case.page
     two.q, _, _ = OPS.kv4_rope_append(qkv, cos, sin, *shape, slots, *two.caches, *options)
@@ -325,6 +338,21 @@ def test_attend_is_the_composition_of_its_parts(case, norms, isa):
     for a, b in zip(one.caches, two.caches, strict=True):
         compare.exact(a, b, nan_equal=True)
     check(two, got.view(tokens, case.heads, d))
+
+
+def test_a_prefix_takes_part_in_the_softmax_of_every_sequence(isa):
+    """A key of nothing and a value of nothing take their share; where they score far above, all of it."""
+    batch = make(Case(lengths=(300, 1, 0)))
+    batch.q.zero_()  # all scores equal
+    plain = batch.attention()
+    batch.prefix = tuple(torch.zeros(4, 3, 64) for _ in "kv")
+    share = (batch.lengths / (batch.lengths + 4)).view(-1, 1, 1)
+    compare.elementwise(batch.attention(), (plain * share).double().numpy(), 1e-5)
+    batch.q.fill_(1.0)
+    batch.prefix[0][3] = 1000.0
+    batch.prefix[1][3] = torch.arange(3 * 64).view(3, 64)
+    want = batch.prefix[1][3].repeat_interleave(3, 0).expand(3, -1, -1)
+    compare.elementwise(batch.attention(), want.double().numpy(), 1e-30)  # exp is nowhere below e^-87
 
 
 # ---- what is not finite, and what is wrong

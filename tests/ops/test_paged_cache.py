@@ -76,6 +76,24 @@ def test_size_of_four_thousand_tokens():
         assert cache.nbytes() <= 0.30 * (3 * 2 * 4000 * heads * d * 2)
 
 
+def test_a_prefix_is_in_every_attention_and_in_no_length():
+    exact = torch.randn(LAYERS, 2, 3, KV_HEADS, D, generator=torch.Generator().manual_seed(9))
+    cache, plain = new(prefix=exact), new()
+    part, q = tokens(50, 3), torch.ones(1, HEADS, D, device=TORCH_DEVICE)
+    for c in (cache, plain):
+        seq = c.add()
+        extend(c, seq, part)
+        assert c.length(c.fork(seq)) == c.length(seq) == 50
+    for seq in (0, 1):
+        tables = plain.tables([seq])
+        for layer in range(LAYERS):
+            prefix = [x.to(TORCH_DEVICE) for x in exact[layer]]
+            want = OPS.kv4_attention(q, *plain.caches(layer), *tables, 0.1, *prefix)
+            compare.exact(cache.attention(layer, q, cache.tables([seq]), 0.1), want)
+    with pytest.raises(ValueError, match=r"prefix: expected \[2, 2, P, 2, 64\], got \[2, 2, 2, 3, 64\]"):
+        new(prefix=exact.transpose(2, 3))
+
+
 def test_more_than_max_tokens_is_one_sentence_and_changes_nothing():
     cache = new(max_tokens=40)
     a, b = cache.add(), cache.add()

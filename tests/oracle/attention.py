@@ -101,25 +101,31 @@ def attention64(
     lengths: np.ndarray,
     softmax_scale: float,
     any_order: bool = False,
+    prefix: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """q [B, Hq, D] -> the real answer and a bound on the error of an fp32 implementation, both [B, Hq, D].
 
     A score is scale * sum(q c) + zero * sum(q), an output sum(p scale c) + sum(p zero) over sum(p). Rounding
     errors of a sum grow with the additions that one term passes through: 4 per block of 64 and 4 in the tree
-    for scores, a split for values. With any_order, what plain fp32 sums in any order may do.
+    for scores, a split for values. With any_order, what plain fp32 sums in any order may do. prefix: exact
+    keys and values [P, Hkv, D] of tokens before those of every sequence.
     """
     d, page, heads = q.shape[-1], caches.key_codes.shape[2], caches.key_codes.shape[1]
+    exact = [x.astype(np.float64) for x in prefix or (np.zeros((0, heads, d)),) * 2]
+    first = len(exact[0])
     want, bound = np.zeros(q.shape), np.zeros(q.shape)
     for b, length in enumerate(lengths):
         pages = table[b, : -(-length // page)]
         read = [a[pages].swapaxes(0, 1).reshape(heads, -1, a.shape[-1])[:, :length] for a in caches.arrays()]
-        for h in range(q.shape[1] if length else 0):
+        for h in range(q.shape[1] if length + first else 0):
             kv = h // (q.shape[1] // heads)
             keys, values = (_unpack(read[i][kv], d) for i in (0, 2))
             (k_scale, k_zero), (v_scale, v_zero) = (read[i][kv].astype(np.float64).T for i in (1, 3))
             x = q[b, h].astype(np.float64) * softmax_scale
-            score = k_scale * (keys @ x) + k_zero * x.sum()
+            pk, pv = (a[:, kv] for a in exact)
+            score = np.concatenate((pk @ x, k_scale * (keys @ x) + k_zero * x.sum()))
             size = abs(k_scale) * (keys @ abs(x)) + abs(k_zero) * abs(x).sum()
+            size = np.concatenate((abs(pk) @ abs(x), size))
             terms = d + 8 if any_order else 4 * -(-d // 64) + 4 + 5
             wrong = compare.gamma(max(terms, d.bit_length() + 5), UNIT) * size
             # relative error of a probability: of its score, of the differences to the largest of the split
@@ -127,20 +133,21 @@ def attention64(
             below = score.max() - score
             p = np.exp(-below)
             theta = wrong + 2 * UNIT * (below + 2 * wrong.max()) + 2 * EXP_ERROR
-            v = v_scale[:, None] * values + v_zero[:, None]
+            v = np.concatenate((pv, v_scale[:, None] * values + v_zero[:, None]))
             out = (p @ v) / p.sum()
             clamped = np.where(below > 86, np.exp(-86.0), 0.0)
             moved = ((p * theta + clamped)[:, None] * (abs(v) + abs(out))).sum(0) / p.sum()
-            splits = -(-length // SPLIT)
-            terms = length + 8 if any_order else min(length, SPLIT) + 4 + 2 * splits
-            size = (p @ (abs(v_scale)[:, None] * values + abs(v_zero)[:, None])) / p.sum()
-            below_terms = length + 8 if any_order else 24 + 2 * splits
+            splits, all_tokens = max(1, -(-length // SPLIT)), first + length
+            terms = all_tokens + 8 if any_order else min(length, SPLIT) + first + 4 + 2 * splits
+            size = np.concatenate((abs(pv), abs(v_scale)[:, None] * values + abs(v_zero)[:, None]))
+            size = (p @ size) / p.sum()
+            below_terms = all_tokens + 8 if any_order else 24 + first + 2 * splits
             want[b, h] = out
             bound[b, h] = (
                 moved
                 + compare.gamma(terms, UNIT) * size
                 + compare.gamma(below_terms + 2, UNIT) * abs(out)
-                + compare.TINY["float32"] * length
+                + compare.TINY["float32"] * all_tokens
             )
     dtype = str(np.dtype(q.dtype))
     return want, 1.01 * bound + compare.UNIT[dtype] * abs(want) * 1.01 + compare.TINY[dtype]

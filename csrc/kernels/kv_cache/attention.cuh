@@ -60,9 +60,10 @@ LOWBIT_DEVICE void score(const Work<S>& w, int tokens, bool low) {
   }
 }
 
-// Scores of this warp's head to weights. Heads that there are not weigh nothing.
+// Scores of this warp's head to weights, and those of `prefix` exact tokens to probabilities. Heads that
+// there are not weigh nothing.
 template <class S>
-LOWBIT_DEVICE void softmax(const Work<S>& w, int tokens) {
+LOWBIT_DEVICE void softmax(const Work<S>& w, int tokens, int prefix) {
   const int warp = ptx::warp_index(), lane = ptx::lane_index(), rows = (tokens + 31) / 32 * 32;
   const bool live = warp < w.heads;
   float x[kChunk], zero[kChunk], most = -__builtin_inff();
@@ -77,11 +78,18 @@ LOWBIT_DEVICE void softmax(const Work<S>& w, int tokens) {
     if (!live || token >= tokens) x[i] = -__builtin_inff();
     most = ptx::max_f32(most, x[i]);
   }
-  most = warp_max(most);
+  float exact = -__builtin_inff();
+  if (lane < prefix) exact = ptx::ld_shared(w.prefix(warp) + lane);
+  most = warp_max(ptx::max_f32(most, exact));
   LOWBIT_UNROLL
   for (int i = 0; i < kChunk; ++i)
     x[i] = live && 4 * lane + 32 * (i & 4) + i % 4 < tokens ? ptx::ex2_approx(ptx::sub_rn(x[i], most)) : 0.f;
-  const float sum = tree_sum(x);
+  float sum = tree_sum(x);
+  if (prefix > 0) {
+    exact = lane < prefix ? ptx::ex2_approx(ptx::sub_rn(exact, most)) : 0.f;
+    if (lane < prefix) ptx::st_shared(w.prefix(warp) + lane, exact);
+    sum = ptx::add_rn(sum, warp_sum(exact));
+  }
   float largest = 0.f;
   LOWBIT_UNROLL
   for (int i = 0; i < kChunk; i += 4) {
@@ -180,7 +188,7 @@ kv4_attention_kernel(const AttentionLaunch a) {
   const int room = p.max_pages << p.pages.page_shift;
   w.stored = length < 0 ? 0 : length < room ? length : room;
   w.total = kAppend && length >= 0 && length < room ? w.stored + 1 : w.stored;
-  w.splits = ceil_div(w.total, kSplit);
+  w.splits = w.total == 0 && p.prefix > 0 ? 1 : ceil_div(w.total, kSplit);
   const int blocks = w.splits < step ? w.splits : step;
   if (mine >= blocks) {
     if (mine > 0) return;
@@ -192,24 +200,25 @@ kv4_attention_kernel(const AttentionLaunch a) {
   float* partial = p.partial + int64_t(item) * a.c.splits * split_floats(a.c.per_group, kHead);
   LOWBIT_NO_UNROLL
   for (int split = mine; split < w.splits; split += step) {
+    const int prefix = split == 0 ? p.prefix : 0;
     const int first = split * kSplit, tokens = w.total - first < kSplit ? w.total - first : kSplit;
     const int fresh = w.total > w.stored && split == w.splits - 1 ? w.stored - first : -1;
     if (split > mine) ptx::syncthreads();  // the last split's weights and values are read
     stage(w, p, first, fresh);
-    if (split == mine) put_query<S, kAppend>(w, p);
+    if (split == mine) put_query<S, kAppend>(w, p, prefix);
     if constexpr (kAppend)
       if (fresh >= 0) put_token(w, p, fresh, group == 0);
     ptx::cp_async_wait_group<1>();  // the keys have landed
     ptx::syncthreads();
     score(w, tokens, p.dtype == DType::f32);
     ptx::syncthreads();  // the keys become the weights
-    softmax(w, tokens);
+    softmax(w, tokens, prefix);
     ptx::cp_async_wait_all();
     ptx::syncthreads();  // and the scores the parts
     float acc[2][4] = {};
     weigh(w, tokens, acc);
     add_parts(w, acc);
-    write_split(w, p, partial + split * split_floats(a.c.per_group, kHead), a.c.per_group, acc);
+    write_split(w, p, prefix, partial + split * split_floats(a.c.per_group, kHead), a.c.per_group, acc);
   }
   if (w.splits == 1) return;
   if (last_to_finish(p.tickets + item, blocks, w.flag())) merge(w, p, partial, a.c.per_group);

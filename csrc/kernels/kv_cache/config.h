@@ -39,17 +39,19 @@ constexpr int kMaxHead = 256;  // of the paged kernels: eight elements per lane
 
 // Attention. A split is a part of a sequence that has a result of its own; splits of a sequence are merged in
 // ascending order, so how many of them a block does never shows.
-constexpr int kSplit = 256;  // tokens
-constexpr int kGroup = 8;    // query heads that share a block: n of mma.sync
+constexpr int kSplit = 256;     // tokens
+constexpr int kGroup = 8;       // query heads that share a block: n of mma.sync
+constexpr int kMaxPrefix = 16;  // exact tokens: a lane each
 
 // Shared memory of a block for heads of d. Staged rows of codes are whole ldmatrix rows: 32 elements.
 struct AttentionLayout {
   int row;    // bytes of a staged row of codes
   int q_row;  // bytes of a query head: fp16, padded so that eight rows lie in different banks
-  int keys, values, params, scores, q, stats, total;  // where they start
+  int keys, values, params, scores, q, stats, prefix, total;  // where they start
 };
 constexpr int kScorePitch = kSplit + 4;        // floats: two heads apart is eight banks
 constexpr int kWeightPitch = 2 * kSplit + 16;  // bytes: eight rows in different banks
+constexpr int kPrefixPitch = kMaxPrefix + 4;   // floats: as scores
 
 constexpr AttentionLayout attention_layout(int d) {
   AttentionLayout l{};
@@ -60,7 +62,8 @@ constexpr AttentionLayout attention_layout(int d) {
   l.scores = l.params + 2 * kSplit * 4;
   l.q = l.scores + kGroup * kScorePitch * 4;
   l.stats = l.q + 2 * kGroup * l.q_row;
-  l.total = l.stats + kGroup * (8 + 16) + 16;
+  l.prefix = l.stats + kGroup * (8 + 16) + 16;
+  l.total = l.prefix + kGroup * kPrefixPitch * 4;
   return l;
 }
 

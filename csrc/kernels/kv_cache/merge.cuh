@@ -15,10 +15,11 @@ LOWBIT_DEVICE void write_out(const Work<S>& w, const AttentionParams& p, int hea
   store_elements(static_cast<uint8_t*>(p.y) + row * S::kHead * size_of(p.dtype), p.dtype, element, x, true);
 }
 
-// The split's result: out if there is no other, else into its place in the workspace.
+// The split's result, with that of `prefix` exact tokens: out if there is no other, else into its place in
+// the workspace.
 template <class S>
-LOWBIT_DEVICE void write_split(const Work<S>& w, const AttentionParams& p, float* place, int per_group,
-                               const float (&acc)[2][4]) {
+LOWBIT_DEVICE void write_split(const Work<S>& w, const AttentionParams& p, int prefix, float* place,
+                               int per_group, const float (&acc)[2][4]) {
   const int lane = ptx::lane_index(), warp = ptx::warp_index(), t = ptx::thread_index();
   const int element = 32 * warp + lane / 4 * 4;
   if (w.splits > 1 && t < w.heads) {
@@ -36,6 +37,14 @@ LOWBIT_DEVICE void write_split(const Work<S>& w, const AttentionParams& p, float
     for (int i = 0; i < 4; ++i) {
       const float unit = i % 2 ? 0.0625f : 1.f;
       x[i] = ptx::fma_rn(acc[i / 2][i % 2 * 2 + h] * unit, stats[3], stats[2]);
+    }
+    LOWBIT_NO_UNROLL
+    for (int t = 0; t < prefix; ++t) {
+      const float* value = p.prefix_value + (t * p.pages.kv_heads + w.kv_head) * S::kHead + element;
+      const auto v = ptx::ld_global(reinterpret_cast<const ptx::f32x4*>(value));
+      const float weight = ptx::ld_shared(w.prefix(head) + t);
+      LOWBIT_UNROLL
+      for (int i = 0; i < 4; ++i) x[i] = ptx::fma_rn(v[i], weight, x[i]);
     }
     if (w.splits > 1) {
       ptx::st_global(reinterpret_cast<ptx::f32x4*>(place + 4 * per_group + head * S::kHead + element),

@@ -70,6 +70,10 @@ struct AttentionParams {
   bool append;        // the token of q is appended, and attended to
   Rotation rotation;  // when appending
   float clip;         // when appending
+  // Exact tokens before those of every sequence, fp32 [prefix, kv_heads, d] on 16 bytes; null where there are
+  // none.
+  const float *prefix_key, *prefix_value;
+  int32_t prefix;  // at most kMaxPrefix
   Pages pages;
   // workspace (config.h)
   float* partial;

@@ -58,6 +58,10 @@ struct Work {
   LOWBIT_DEVICE ptx::smem_ptr<ptx::f32x4> v_stats() const {
     return smem.plus_bytes(S::kAt.stats + 8 * kGroup).template as<ptx::f32x4>();
   }
+  // Of each exact token the score, then the probability.
+  LOWBIT_DEVICE ptx::smem_ptr<float> prefix(int head) const {
+    return smem.plus_bytes(S::kAt.prefix).template as<float>() + head * kPrefixPitch;
+  }
   LOWBIT_DEVICE ptx::smem_ptr<uint32_t> flag() const {
     return smem.plus_bytes(S::kAt.stats + 24 * kGroup).template as<uint32_t>();
   }
@@ -94,12 +98,32 @@ LOWBIT_DEVICE const void* head_at(const AttentionParams& p, int64_t row, int hea
   return static_cast<const uint8_t*>(p.q) + (row + head) * p.pages.d * size_of(p.dtype);
 }
 
+// Scores of the first `prefix` exact tokens, times log2(e), for the head of this warp; its query in x.
+template <class S>
+LOWBIT_DEVICE void score_prefix(const Work<S>& w, const AttentionParams& p, int prefix,
+                                const float (&x)[kChunk]) {
+  const int warp = ptx::warp_index(), lane = ptx::lane_index(), begin = lane * kChunk;
+  LOWBIT_NO_UNROLL
+  for (int t = 0; t < prefix; ++t) {
+    const float* key = p.prefix_key + (t * p.pages.kv_heads + w.kv_head) * S::kHead + begin;
+    float product[kChunk];
+    LOWBIT_UNROLL
+    for (int i = 0; i < kChunk; i += 4) {
+      const auto k = load_four(key + i, begin < S::kHead);
+      LOWBIT_UNROLL
+      for (int j = 0; j < 4; ++j) product[i + j] = ptx::mul_rn(x[i + j], k[j]);
+    }
+    const float score = ptx::mul_rn(tree_sum(product), p.softmax_scale * kLog2E);
+    if (lane == 0) ptx::st_shared(w.prefix(warp) + t, score);
+  }
+}
+
 // Query head of this warp into shared memory, in the order of the nibbles: an ldmatrix row holds elements i
 // and i
 // + 4 of the four words of a chunk, i = 0..3, those of odd i divided by the 16 that their codes have too
-// much.
+// much. Scores `prefix` exact tokens on the way.
 template <class S, bool kAppend>
-LOWBIT_DEVICE void put_query(const Work<S>& w, const AttentionParams& p) {
+LOWBIT_DEVICE void put_query(const Work<S>& w, const AttentionParams& p, int prefix) {
   const int warp = ptx::warp_index(), lane = ptx::lane_index();
   float x[kChunk] = {};
   if (warp < w.heads) {
@@ -114,6 +138,7 @@ LOWBIT_DEVICE void put_query(const Work<S>& w, const AttentionParams& p) {
       load_floats(x, h.x, h.dtype, lane * kChunk, S::kHead, true);
     }
   }
+  score_prefix(w, p, prefix, x);
   float most = 0.f;
   LOWBIT_UNROLL
   for (int i = 0; i < kChunk; ++i) most = ptx::max_f32(most, ptx::abs_f32(x[i]));

@@ -295,6 +295,8 @@ def _(
     block_table: Tensor,
     lengths: Tensor,
     softmax_scale: float,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
 ) -> Tensor:
     return q.new_empty(q.shape)
 
@@ -318,5 +320,7 @@ def _(
     eps: float = 1e-6,
     clip: float = 1.0,
     key_block: int | None = None,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
 ) -> Tensor:
     return qkv.new_empty((qkv.shape[0], qkv.shape[1] // (heads + 2 * kv_heads) * heads))

@@ -100,19 +100,27 @@ def kv4_attention(
     block_table: Tensor,
     lengths: Tensor,
     softmax_scale: float,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q . keys * softmax_scale) . values for one query token per sequence; zeros without tokens."""
+    """softmax(q . keys * softmax_scale) . values for one query token per sequence; zeros without tokens.
+
+    prefix_k, prefix_v: fp32 [P, Hkv, D], exact keys and values before those of every sequence.
+    """
     d, page = q.shape[-1], key_codes.shape[2]
     group = q.shape[1] // key_codes.shape[1]
     out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    exact = q.new_empty(0, key_codes.shape[1], d, dtype=torch.float32)
+    prefix = [(exact if x is None else x).transpose(0, 1) for x in (prefix_k, prefix_v)]  # [Hkv, P, D]
     for b, length in enumerate(lengths.tolist()):
-        if length == 0:
+        if length + prefix[0].shape[1] == 0:
             continue
         pages = block_table[b, : math.ceil(length / page)].long()
         keys, values = (
             kv4_dequantize(c[pages], p[pages], torch.float32, d).transpose(0, 1).flatten(1, 2)[:, :length]
             for c, p in ((key_codes, key_params), (value_codes, value_params))
         )  # [Hkv, length, D]
+        keys, values = (torch.cat(x, 1) for x in zip(prefix, (keys, values), strict=True))
         heads = q[b].float().unflatten(0, (-1, group))  # [Hkv, group, D]
         score = (heads * softmax_scale) @ keys.transpose(1, 2)
         weight = exponential(score - score.amax(-1, keepdim=True))
@@ -138,6 +146,8 @@ def kv4_attend(
     eps: float = 1e-6,
     clip: float = 1.0,
     key_block: int | None = None,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
 ) -> Tensor:
     """One new token per sequence: `kv4_rope_append` at the end of each, then `kv4_attention` over it too."""
     page = key_codes.shape[2]
@@ -148,4 +158,5 @@ def kv4_attend(
         qkv, cos, sin, heads, kv_heads, slots, *caches, q_norm, k_norm, eps, clip, key_block
     )
     q = q if key_block is None else hadamard(q, key_block**-0.5, key_block)
-    return kv4_attention(q, *caches, block_table, lengths + 1, softmax_scale).flatten(1)
+    y = kv4_attention(q, *caches, block_table, lengths + 1, softmax_scale, prefix_k, prefix_v)
+    return y.flatten(1)

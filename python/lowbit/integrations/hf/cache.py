@@ -211,11 +211,11 @@ class CacheHook:
             cache = self.factory() if self.factory else self.plain_cache(prefix)
             kwargs = {**kwargs, "past_key_values": cache}
         if isinstance(cache, Int4Cache) and cache.prefix is not None:
-            kwargs = _behind_prefix(kwargs, cache.prefix.shape[3])
+            kwargs = behind_prefix(kwargs, cache.prefix.shape[3])
         return args, kwargs
 
 
-def _behind_prefix(kwargs: dict, length: int) -> dict:
+def behind_prefix(kwargs: dict, length: int) -> dict:
     """Masks and positions as callers know them, who see nothing of the prefix, made to count it."""
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     changed = {}

@@ -21,11 +21,14 @@ from ...fused import ACTIVATIONS, FusedLayer, NotFusable
 from ...kv_cache import PagedKv4Cache
 from ...nn import QuantizedLinear
 from ...transforms.architectures import SUPPORTED
-from .cache import PREFIX, CacheHook, Int4Cache
+from .cache import PREFIX, CacheHook, Int4Cache, behind_prefix
 
 
 class FusedCache(Cache):
-    """The pages of all layers and sequences, as `generate` hands them around. max_tokens: per sequence."""
+    """The pages of all layers and sequences, as `generate` hands them around. max_tokens: per sequence.
+
+    A model's exact prefix is in the pages' hands and in no length: callers see nothing of it.
+    """
 
     def __init__(self, pages: PagedKv4Cache, max_tokens: int):
         super().__init__(layers=[])
@@ -96,31 +99,43 @@ class FusedDecoder:
         self.hook = next((h for h in decoder._forward_pre_hooks.values() if isinstance(h, CacheHook)), None)
         if self.hook is None:
             raise NotFusable("fuse: expected a model with a 4-bit KV cache (kv4), got one without")
-        if getattr(decoder, PREFIX, None) is not None:
-            raise NotFusable("fuse: expected a cache that begins empty, got a model with an exact prefix")
         if config.hidden_act not in ACTIVATIONS:
             want = " or ".join(ACTIVATIONS)
             raise NotFusable(f"fuse: expected the activation {want}, got {config.hidden_act}")
         slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         window = config.sliding_window if slides or config.model_type == "mistral" else None
-        limit = max_tokens or min(config.max_position_embeddings, window or config.max_position_embeddings)
-        if window is not None and limit > window:
-            raise NotFusable(f"fuse: expected max_tokens within the sliding window {window}, got {limit}")
+        self.prefix = getattr(decoder, PREFIX, None)  # [layers, 2, Hkv, P, D]
+        first = 0 if self.prefix is None else self.prefix.shape[3]
+        positions = config.max_position_embeddings
+        limit = max_tokens or min(positions, window or positions) - first
+        if window is not None and limit + first > window:
+            want = f"the sliding window {window}" + (f" less a prefix of {first}" if first else "")
+            raise NotFusable(f"fuse: expected max_tokens within {want}, got {limit}")
         self.limit, activation = limit, ACTIVATIONS[config.hidden_act]
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.layers = [
             FusedLayer(layer, activation, f"layer {i}") for i, layer in enumerate(decoder.layers)
         ]
+        self.exact = self._exact_prefix()
         self.warned: set[str] = set()
         self.graph: tuple[tuple, StepGraph] | None = None
         self.made_of = _parts(decoder)
+
+    def _exact_prefix(self) -> Tensor | None:
+        """The prefix as the pages take it; made once, so that a CUDA graph finds it where it was."""
+        if self.prefix is None:
+            return None
+        keys, values = self.prefix.detach().float().transpose(2, 3).unbind(1)  # [layers, P, Hkv, D]
+        if (block := self.hook.key_block) is not None:
+            keys = ops.hadamard(keys, block**-0.5, block)
+        return torch.stack((keys, values), 1)
 
     def new_cache(self) -> FusedCache:
         """An empty cache; it grows page by page."""
         weight = self.layers[0].qkv.w_scale
         sizes = (len(self.layers), self.kv_heads, self.head_dim)
-        how = {"clip": self.hook.clip, "key_block": self.hook.key_block}
+        how = {"clip": self.hook.clip, "key_block": self.hook.key_block, "prefix": self.exact}
         return FusedCache(PagedKv4Cache(*sizes, device=weight.device, **how), self.limit)
 
     def forward(
@@ -138,7 +153,10 @@ class FusedDecoder:
             if isinstance(past_key_values, FusedCache):
                 if past_key_values.get_seq_length():
                     raise ValueError(f"fused decoder: expected a call like those before it, got {reason}")
-                past_key_values = self.hook.plain_cache()
+                past_key_values = self.hook.plain_cache(self.prefix)
+                if self.prefix is not None:  # the hook let this call pass as one that counts none
+                    seen = {"attention_mask": attention_mask, "position_ids": position_ids}
+                    attention_mask, position_ids = behind_prefix(seen, self.prefix.shape[3]).values()
             return type(decoder).forward(
                 decoder, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
                 past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
@@ -149,6 +167,8 @@ class FusedDecoder:
         past = past_key_values.get_seq_length()
         if position_ids is None:
             position_ids = torch.arange(past, past + t, device=x.device).unsqueeze(0)
+        if self.prefix is not None:
+            position_ids = position_ids + self.prefix.shape[3]
         cos, sin = (
             v.float().expand(b, t, -1).reshape(b * t, -1) for v in decoder.rotary_emb(x, position_ids)
         )
@@ -190,15 +210,16 @@ class FusedDecoder:
         return h
 
     def _prompt(self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor, past: int) -> Tensor:
-        """Several tokens, h [B * T, d]: append them; each attends to the new keys and values as they are, and
-        to older ones as stored.
+        """Several tokens, h [B * T, d]: append them; each attends to the prefix and the new keys and values
+        as they are, and to older ones as stored.
         """
         b = len(cache.sequences)
         t = h.shape[0] // b
         slots = torch.cat([cache.pages.slots(seq, t) for seq in cache.sequences])
+        first = 0 if self.prefix is None else self.prefix.shape[3]
         mask = None
-        if past:
-            mask = torch.ones(t, past + t, dtype=torch.bool, device=h.device).tril(past)
+        if before := first + past:
+            mask = torch.ones(t, before + t, dtype=torch.bool, device=h.device).tril(before)
 
         def attend(i: int, layer: FusedLayer, qkv: Tensor) -> Tensor:
             heads = cache.pages.rope_append(
@@ -208,6 +229,9 @@ class FusedDecoder:
             if past:
                 old = cache.read(i, k.dtype)
                 k, v = (torch.cat((o[:, :, :past], x), 2) for o, x in zip(old, (k, v), strict=True))
+            if first:
+                exact = self.prefix[i].to(k).expand(b, -1, -1, -1, -1).unbind(1)  # two [B, Hkv, P, D]
+                k, v = (torch.cat(x, 2) for x in zip(exact, (k, v), strict=True))
             y = F.scaled_dot_product_attention(
                 q, k, v, mask, is_causal=mask is None, scale=layer.softmax_scale, enable_gqa=True
             )
@@ -241,9 +265,9 @@ def _on_card(x: Tensor) -> bool:
 
 
 def _parts(decoder: nn.Module) -> list[object]:
-    """The quantised layers and their tiles: others, once adapters, weights or another device came."""
+    """The prefix, the quantised layers and their tiles: others, once adapters, weights or a device came."""
     layers = (m for layer in decoder.layers for m in layer.modules() if isinstance(m, QuantizedLinear))
-    return [part for m in layers for part in (m, m._tiles)]
+    return [getattr(decoder, PREFIX, None), *(part for m in layers for part in (m, m._tiles))]
 
 
 def fuse(model: nn.Module, max_tokens: int | None = None) -> nn.Module:
