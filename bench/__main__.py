@@ -12,6 +12,7 @@ from . import (
     attention,
     cuda_fp_gemm,
     cuda_linear,
+    cuda_model,
     cuda_rows,
     fp_gemm,
     hadamard,
@@ -31,6 +32,12 @@ _BENCHES = {
     "model": model,
     "attention": attention,
 }
+_LLAMAS = {
+    "shape": ["Llama-2-7B", "Llama-3-8B"],
+    "batch": list(cuda_model.BATCHES),
+    "context": 1024,
+    "prefill": 2048,
+}
 _CUDA = {
     "linear": (cuda_linear.run, {"shapes": "all", "rows": list(cuda_linear.ROWS)}),
     "fp_gemm": (
@@ -42,6 +49,8 @@ _CUDA = {
         {"sizes": list(cuda_rows.SIZES), "dtypes": "float16", "megabytes": 256},
     ),
     "quantize": (cuda_rows.run_quantize, {"dtypes": "float16"}),
+    "layer": (cuda_model.run_layer, _LLAMAS),
+    "model": (cuda_model.run, _LLAMAS),
 }
 
 

@@ -38,7 +38,9 @@ def available(calls: dict[str, list[Call]]) -> dict[str, list[Call]]:
 
 
 class _Contender:
-    def __init__(self, calls: list[Call], seconds: float):
+    """graph: the calls are captured once and replayed; else they are made anew each time."""
+
+    def __init__(self, calls: list[Call], seconds: float, graph: bool = True):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -48,12 +50,17 @@ class _Contender:
         torch.cuda.synchronize()
         once = self._time(lambda: [call() for call in calls]) / len(calls)
         self.count = len(calls) * max(1, min(20, int(seconds / max(once * len(calls), 1e-6))))
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            for call in itertools.islice(itertools.cycle(calls), self.count):
-                call()
-        self.graph.replay()
-        self.seconds: list[float] = []
+        self.calls, self.work, self.seconds = calls, self._run, []
+        if graph:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._run()
+            self.work = self.graph.replay
+        self.work()
+
+    def _run(self) -> None:
+        for call in itertools.islice(itertools.cycle(self.calls), self.count):
+            call()
 
     @staticmethod
     def _time(work: Call) -> float:
@@ -65,7 +72,7 @@ class _Contender:
         return begin.elapsed_time(end) * 1e-3
 
     def measure(self) -> None:
-        self.seconds.append(self._time(self.graph.replay) / self.count)
+        self.seconds.append(self._time(self.work) / self.count)
 
 
 def interleave_graphs(
@@ -74,7 +81,21 @@ def interleave_graphs(
     """Seconds per call of each contender, by turns; its calls (one per copy of the weight) are cycled."""
     if device == "cpu":  # the same code without a GPU, for its tests
         return interleave({name: _cycle(several) for name, several in calls.items()}, rounds, seconds)
-    contenders = {name: _Contender(several, seconds) for name, several in calls.items()}
+    return _by_turns({name: _Contender(several, seconds) for name, several in calls.items()}, rounds)
+
+
+def interleave_events(
+    calls: dict[str, Call], rounds: int = 9, seconds: float = 0.003, device: str = "cuda"
+) -> dict[str, Timing]:
+    """As `interleave_graphs` for what cannot be captured: the calls themselves, one behind the other. Where
+    Python is slower than the card, this is Python's time.
+    """
+    if device == "cpu":
+        return interleave(calls, rounds, seconds)
+    return _by_turns({name: _Contender([call], seconds, graph=False) for name, call in calls.items()}, rounds)
+
+
+def _by_turns(contenders: dict[str, _Contender], rounds: int) -> dict[str, Timing]:
     for turn in range(rounds):
         names = list(contenders) if turn % 2 == 0 else list(reversed(contenders))
         for name in names:

@@ -33,24 +33,29 @@ SHAPES = {
     "SmolLM2-135M": Shape(576, 1536, 9, 3, 30, 49152),
     "Llama-2-7B": Shape(4096, 11008, 32, 32, 32, 32000),
     "Llama-3-8B": Shape(4096, 14336, 32, 8, 32, 128256),
+    "tiny": Shape(256, 640, 4, 2, 2, 512),  # for tests
 }
 METHODS = "quarot rtn w4a4kv4,mergequant w4a4,mergequant w4a8"
 
 
-def random_model(shape: Shape, layers: int, dtype: torch.dtype, method: str | None = None) -> nn.Module:
-    """One random layer, quantised, `layers` times over in memory of its own; embedding and head as large."""
+def random_layer(shape: Shape, vocabulary: int, method: str | None = None) -> nn.Module:
+    """A model of one random layer, quantised where a method is given."""
     config = LlamaConfig(
         hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=1,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, vocab_size=shape.vocabulary,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, vocab_size=vocabulary,
         max_position_embeddings=131072, tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     if method is not None:
-        ids = torch.randint(shape.vocabulary, (4, 128), generator=torch.Generator().manual_seed(1))
+        ids = torch.randint(vocabulary, (4, 128), generator=torch.Generator().manual_seed(1))
         recipe = Recipe.from_name(method)
         lowbit.quantize(model, recipe, ids if recipe.needs_calibration else None, progress=False)
-    model.to(dtype)
+    return model
+
+
+def repeat_layer(model: nn.Module, layers: int) -> nn.Module:
+    """The one layer of a model `layers` times over, each in memory of its own. In place, returned."""
     first = model.model.layers[0]
     for i in range(1, layers):
         layer = copy.deepcopy(first)
@@ -58,6 +63,11 @@ def random_model(shape: Shape, layers: int, dtype: torch.dtype, method: str | No
         model.model.layers.append(layer)
     model.config.num_hidden_layers = layers
     return model
+
+
+def random_model(shape: Shape, layers: int, dtype: torch.dtype, method: str | None = None) -> nn.Module:
+    """One random layer, quantised, `layers` times over; embedding and head as large as the model's."""
+    return repeat_layer(random_layer(shape, shape.vocabulary, method).to(dtype), layers)
 
 
 class Decode:
@@ -138,8 +148,12 @@ class PlainDecoder:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="SmolLM2-135M", choices=SHAPES, help="default: %(default)s")
-    parser.add_argument("--layers", type=int, default=0, help="default: 1 for `layer`, all for `model`")
+    parser.add_argument(
+        "--shape", nargs="+", default=["SmolLM2-135M"], choices=SHAPES, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=0, help="default: all for `model`; for `layer` 1, and 4 on a GPU"
+    )
     parser.add_argument("--methods", default=METHODS, help="comma-separated recipes (default: %(default)s)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="default: 1")
     parser.add_argument("--prefill", type=int, default=512, help="tokens of a prompt (default: %(default)s)")
@@ -211,7 +225,9 @@ def _output(out: object, whole: bool) -> Tensor:
 
 
 def _measure(options: argparse.Namespace, whole: bool) -> dict:
-    shape = SHAPES[options.shape]
+    if len(options.shape) != 1:
+        raise SystemExit(f"bench: --shape: expected one on a CPU, got {' '.join(options.shape)}")
+    shape = SHAPES[options.shape[0]]
     layers = options.layers or (shape.layers if whole else 1)
     models = _contenders(options, shape, layers)
     base = next((n for n in models if n.endswith("bfloat16")), next(iter(models)))
@@ -223,11 +239,11 @@ def _measure(options: argparse.Namespace, whole: bool) -> dict:
             calls = _calls(phase, models, ids, options, whole)
             away = _check(calls, whole)
             times = interleave(calls, options.rounds, options.slice, max_per_slice=20)
-            title = f"{options.shape}, {layers} layers, {phase}, batch {batch}"
+            title = f"{options.shape[0]}, {layers} layers, {phase}, batch {batch}"
             rows = _table(title, times, tokens, base)
             points.append({"phase": phase, "batch": batch, "difference": away, "times": rows})
     return {
-        "shape": options.shape, "layers": layers, "whole": whole, "base": base,
+        "shape": options.shape[0], "layers": layers, "whole": whole, "base": base,
         "prefill": options.prefill, "context": options.context, "points": points,
     }  # fmt: skip
 

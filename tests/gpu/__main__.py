@@ -117,6 +117,8 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
         Step("runtime", [*pytest, "tests/gpu/test_runtime.py"], 120, env=on_gpu, missing=no_pytest),
         bench("linear", 150),
         bench("fp_gemm", 60),
+        bench("model", 120),
+        bench("layer", 60),
         bench("hadamard", 60),
         bench("quantize", 60),
         *[sanitize(tool) for tool in ("memcheck", "racecheck", "synccheck")],

@@ -16,7 +16,8 @@ from .machine import _Device, assert_same
 def test_dry_run_names_every_step(capsys):
     assert driver.main(["--dry-run", "--out", "/tmp/x"]) == 0
     text = capsys.readouterr().out
-    for name in ("configure", "build", "conformance", "ops", "runtime", "bench linear", "memcheck"):
+    names = ("configure", "build", "conformance", "ops", "runtime", "bench linear", "bench model", "memcheck")
+    for name in names:
         assert f"# {name}, at most" in text
     assert "-DLOWBIT_GPU_ARCH=90a" in text and "--json /tmp/x/linear.json" in text
 
@@ -97,6 +98,8 @@ def test_a_difference_is_found_and_a_nan_payload_is_none():
         ["fp_gemm", "--shapes", "64x256", "--rows", "1,20"],
         ["hadamard", "--sizes", "64,96", "--megabytes", "0.01"],
         ["quantize"],
+        ["model", "--shape", "tiny", "--batch", "1", "3", "--context", "70", "--prefill", "20"],
+        ["layer", "--shape", "tiny", "--batch", "2", "--context", "5", "--prefill", "3", "--methods", ""],
     ],
     ids=lambda w: w[0],
 )

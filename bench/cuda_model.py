@@ -1,0 +1,341 @@
+"""Decoder layers or a whole model on a GPU, quantised and fused, against torch in fp16: decode and prefill of
+random weights in the shapes of real models.
+
+A decode step is one CUDA graph on both sides, from the token's embedding to the logits; the cache holds
+`context` tokens before it. `as called` are the calls that `generate` makes: transformers around the step.
+"""
+
+import argparse
+import gc
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import lowbit
+import torch
+from lowbit.integrations.hf.fused import FusedCache, FusedDecoder
+from torch import Tensor, nn
+
+from . import cuda_ceiling, report
+from .cuda_timing import interleave_events, interleave_graphs
+from .model import SHAPES, Decode, Prefill, Shape, random_layer, repeat_layer
+from .random_layers import random_quantized
+from .timing import Timing
+
+BASE = "torch fp16"
+CALLED = "transformers fp16"
+DTYPE = torch.float16
+LAYERS = 4  # of `layer`: together larger than the cache of a card, so that none finds its weights there
+BATCHES = (1, 16, 64)
+
+
+@dataclass
+class TorchDecoder:
+    """The unquantised model in as few torch calls as it takes: merged q, k, v and gate, up, no transformers.
+    """
+
+    model: nn.Module
+
+    def __post_init__(self) -> None:
+        self.weights = []
+        for layer in self.model.model.layers:
+            a, m = layer.self_attn, layer.mlp
+            self.weights.append(
+                (
+                    layer.input_layernorm.weight,
+                    _merge(a.q_proj, a.k_proj, a.v_proj),
+                    a.o_proj.weight,
+                    layer.post_attention_layernorm.weight,
+                    _merge(m.gate_proj, m.up_proj),
+                    m.down_proj.weight,
+                )
+            )
+        config = self.model.config
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.eps = config.rms_norm_eps
+
+    def __call__(self, h: Tensor, rope: tuple[Tensor, Tensor], caches: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """h [B, T, d] through the layers. caches: keys and values [B, H, context + T, D] of each layer, whose
+        last T tokens are written; empty for a prompt without a past.
+        """
+        f, (b, t, _) = nn.functional, h.shape
+        for i, (n1, w_qkv, w_o, n2, w_gate_up, w_down) in enumerate(self.weights):
+            qkv = f.linear(f.rms_norm(h, n1.shape, n1, self.eps), w_qkv)
+            qkv = qkv.view(b, t, self.heads + 2 * self.kv_heads, -1).transpose(1, 2)
+            qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], 1)
+            q, k = _rope(qk, *rope).split([self.heads, self.kv_heads], 1)
+            if caches:
+                keys, values = caches[i]
+                keys[:, :, -t:], values[:, :, -t:] = k, v
+                k, v = keys, values
+            y = f.scaled_dot_product_attention(q, k, v, is_causal=t > 1, enable_gqa=True)
+            h = h + f.linear(y.transpose(1, 2).reshape(b, t, -1), w_o)
+            gate, up = f.linear(f.rms_norm(h, n2.shape, n2, self.eps), w_gate_up).chunk(2, -1)
+            h = h + f.linear(f.silu(gate) * up, w_down)
+        norm = self.model.model.norm.weight
+        return f.rms_norm(h, norm.shape, norm, self.eps)
+
+    def weight_bytes(self) -> int:
+        return sum(t.nbytes for layer in self.weights for t in layer)
+
+
+def _merge(*linears: nn.Linear) -> Tensor:
+    """Their weights under one another; the linears share that memory."""
+    merged = torch.cat([linear.weight for linear in linears])
+    parts = merged.split([linear.out_features for linear in linears])
+    for linear, part in zip(linears, parts, strict=True):
+        linear.weight = nn.Parameter(part, requires_grad=False)
+    return merged
+
+
+def _rope(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """x [B, H, T, D]; signed_sin: negative in its lower half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)
+
+
+def _rotary(model: nn.Module, ids: Tensor, past: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [1, T, D] of the tokens after `past` others."""
+    decoder = model.model
+    positions = torch.arange(past, past + ids.shape[1], device=ids.device).unsqueeze(0)
+    return decoder.rotary_emb(decoder.embed_tokens(ids[:1]), positions)
+
+
+class TorchStep:
+    """One token for every sequence; the cache is static."""
+
+    def __init__(self, decoder: TorchDecoder, token: Tensor, context: int, whole: bool):
+        self.decoder, self.model, self.token, self.whole = decoder, decoder.model, token, whole
+        self.rope = _for_torch(_rotary(self.model, token, context))
+        head_dim = self.rope[0].shape[-1]
+        shape = (len(token), decoder.kv_heads, context + 1, head_dim)
+        self.caches = [
+            tuple(torch.randn(shape, device=token.device, dtype=DTYPE) for _ in range(2))
+            for _ in decoder.weights
+        ]
+        of_head = self.model.lm_head.weight.nbytes if whole else 0
+        self.bytes = decoder.weight_bytes() + of_head + sum(t.nbytes for pair in self.caches for t in pair)
+
+    def __call__(self) -> Tensor:
+        h = self.decoder(self.model.model.embed_tokens(self.token), self.rope, self.caches)
+        return self.model.lm_head(h) if self.whole else h
+
+
+class TorchPrompt:
+    """All tokens at once."""
+
+    def __init__(self, decoder: TorchDecoder, ids: Tensor, whole: bool):
+        self.decoder, self.model, self.ids, self.whole = decoder, decoder.model, ids, whole
+        self.rope = _for_torch(_rotary(self.model, ids, 0))
+
+    def __call__(self) -> Tensor:
+        h = self.decoder(self.model.model.embed_tokens(self.ids), self.rope, [])
+        return self.model.lm_head(h[:, -1:]) if self.whole else h
+
+
+def _for_torch(rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    cos, sin = (v.unsqueeze(1).to(DTYPE) for v in rotary)  # [1, 1, T, D]
+    low, high = sin.chunk(2, -1)
+    return cos, torch.cat((-low, high), -1)
+
+
+class FusedStep:
+    """One token for every sequence through the fused layers, as `FusedDecoder.forward` does it, but with
+    embedding, norm and head inside, so that one graph is the whole step. Lengths stay: each call writes the
+    same token again.
+    """
+
+    def __init__(self, model: nn.Module, token: Tensor, context: int, whole: bool):
+        self.model, self.token, self.whole = model, token, whole
+        self.fused: FusedDecoder = model.model.forward.__func__.__self__  # see lowbit.fuse
+        b = len(token)
+        self.cos, self.sin = (
+            v.float().expand(b, -1, -1).reshape(b, -1) for v in _rotary(model, token, context)
+        )
+        self.cache = _filled_cache(self.fused, b, context)
+        table, self.lengths = self.cache.pages.step(self.cache.sequences)
+        self.table = nn.functional.pad(table, (0, -table.shape[1] % 16), value=-1)
+        self.bytes = _fused_bytes(self.fused, model.lm_head if whole else None)
+        self.bytes += b * context * self.cache.pages.nbytes() // _slots(self.cache)
+
+    def __call__(self) -> Tensor:
+        decoder = self.model.model
+        h = decoder.embed_tokens(self.token).flatten(0, 1)  # [B, d]
+        h = self.fused._layers(self.cache, h, self.cos, self.sin, self.table, self.lengths)
+        h = decoder.norm(h.unsqueeze(1))
+        return self.model.lm_head(h) if self.whole else h
+
+
+def _filled_cache(fused: FusedDecoder, batch: int, context: int) -> FusedCache:
+    """`context` tokens of random codes for every sequence."""
+    cache = fused.new_cache()
+    cache.begin(batch, context)
+    cache.pages._grow(batch * -(-(context + 1) // cache.pages.page))  # at once: growing doubles the pool
+    for seq in cache.sequences:
+        cache.pages.slots(seq, context)
+    for layer in range(cache.pages.layers):
+        key_codes, key_params, value_codes, value_params = cache.pages.caches(layer)
+        for codes, params in ((key_codes, key_params), (value_codes, value_params)):
+            codes.random_(0, 256)
+            params[..., 0], params[..., 1] = 0.2, -1.5  # code * 0.2 - 1.5
+    return cache
+
+
+def _slots(cache: FusedCache) -> int:
+    """Tokens that the pool has room for."""
+    codes = cache.pages.caches(0)[0]
+    return codes.shape[0] * codes.shape[2]
+
+
+def _fused_bytes(fused: FusedDecoder, head: nn.Module | None) -> int:
+    """Of the weights that a step reads."""
+    products = [p for layer in fused.layers for p in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+    total = sum(p.tiles.nbytes + p.w_scale.nbytes for p in products)
+    if head is not None:
+        codes = getattr(head, "_tiles", None)
+        total += (head.weight if codes is None else codes).nbytes
+    return total
+
+
+def _check_fused(name: str, model: nn.Module, vocabulary: int, device: str) -> float:
+    """How far the fused model is from the same one unfused, a prompt and a step: |difference|_2 / |output|_2.
+    """
+    ids = torch.randint(vocabulary, (2, 33), generator=torch.Generator().manual_seed(3)).to(device)
+    outputs = []
+    for prepare in (lowbit.unfuse, lowbit.fuse):
+        decoder = prepare(model).model
+        cache = decoder(ids[:, :32], use_cache=True).past_key_values
+        outputs.append(decoder(ids[:, 32:], past_key_values=cache, use_cache=True).last_hidden_state.float())
+    lowbit.unfuse(model)
+    away = float((outputs[0] - outputs[1]).norm() / outputs[0].norm())
+    if not away < 0.5:  # see model._check
+        raise RuntimeError(f"{name}: expected the outputs of the unfused model, got {away:.3g} away")
+    return away
+
+
+def _check_torch(decoder: TorchDecoder, ids: Tensor) -> float:
+    """The same of the torch calls and transformers."""
+    want = decoder.model.model(ids).last_hidden_state.float()
+    got = TorchPrompt(decoder, ids, False)().float()
+    away = float((got - want).norm() / want.norm())
+    if not away < 0.05:
+        raise RuntimeError(f"{BASE}: expected the outputs of transformers, got {away:.3g} away")
+    return away
+
+
+@dataclass
+class Contenders:
+    """One shape: the torch model and the fused ones."""
+
+    torch: TorchDecoder
+    fused: dict[str, nn.Module]
+    away: dict[str, float]
+
+    @classmethod
+    def make(cls, shape: Shape, layers: int, methods: list[str], device: str) -> "Contenders":
+        with torch.device(device):
+            plain = random_layer(shape, shape.vocabulary)
+        decoder = TorchDecoder(repeat_layer(plain.to(DTYPE), layers))
+        ids = torch.randint(shape.vocabulary, (1, 17), generator=torch.Generator().manual_seed(4)).to(device)
+        fused, away = {}, {BASE: _check_torch(decoder, ids)}
+        for method in methods:
+            model, name = random_quantized(shape, 1, method, device, DTYPE), f"lowbit {method} fused"
+            away[name] = _check_fused(name, model, shape.vocabulary, device)
+            fused[name] = lowbit.fuse(repeat_layer(model, layers))
+        return cls(decoder, fused, away)
+
+
+def _decode(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
+    token = ids[:, :1]
+    steps = {BASE: TorchStep(c.torch, token, options.context, whole)}
+    steps |= {n: FusedStep(m, token, options.context, whole) for n, m in c.fused.items()}
+    for name, step in steps.items():
+        if not bool(torch.isfinite(step()).all()):
+            raise RuntimeError(f"{name}: expected finite outputs, got NaN or inf")
+    times = interleave_graphs({n: [s] for n, s in steps.items()}, options.rounds, options.slice, device)
+    return {n: _row(t, len(token), {"bytes": steps[n].bytes}) for n, t in times.items()}
+
+
+def _called(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
+    models = {CALLED: c.torch.model, **c.fused}
+    calls = {
+        f"{n} as called": Decode(m if whole else m.model, ids, options.context) for n, m in models.items()
+    }
+    times = interleave_events(calls, options.rounds, options.slice, device)
+    return {n: _row(t, len(ids)) for n, t in times.items()}
+
+
+def _prefill(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
+    calls: dict[str, Callable[[], object]] = {BASE: TorchPrompt(c.torch, ids, whole)}
+    models = {CALLED: c.torch.model, **c.fused}
+    calls |= {n: Prefill(m if whole else m.model, ids, whole) for n, m in models.items()}
+    times = interleave_events(calls, options.rounds, options.slice, device)
+    return {n: _row(t, ids.numel()) for n, t in times.items()}
+
+
+def _row(t: Timing, tokens: int, more: dict | None = None) -> dict:
+    return asdict(t) | {"tokens_per_s": tokens / t.median} | (more or {})
+
+
+def _print(title: str, times: dict[str, dict], layers: int, device: str) -> None:
+    """layers: 0 for the time of a whole model, else that of one of them is printed."""
+    print(f"\n{title}")
+    base, rows = times[BASE]["median"], []
+    for name, t in times.items():
+        t["of_torch"] = base / t["median"]
+        rate = t["bytes"] / t["median"] if "bytes" in t else 0
+        spread = f"{100 * (t['high'] - t['low']) / t['median']:.0f} %"
+        share = f"{100 * rate / cuda_ceiling.copy_bandwidth(device):.0f} %" if rate else ""
+        gigabytes = f"{t['bytes'] * 1e-9:.2f}" if rate else ""
+        rows.append(
+            [name, f"{t['median'] * 1e3 / (layers or 1):.3f}", spread,
+             "" if layers else f"{t['tokens_per_s']:.0f}", gigabytes, share, f"{t['of_torch']:.2f}"]
+        )  # fmt: skip
+    unit = "ms per layer" if layers else "ms"
+    report.print_table(["", unit, "spread", "tokens/s", "GB read", "of copy", f"x {BASE}"], rows)
+
+
+def _measure(name: str, options: argparse.Namespace, device: str, whole: bool) -> list[dict]:
+    shape = SHAPES[name]
+    layers = options.layers or (shape.layers if whole else LAYERS)
+    methods = [m.strip() for m in options.methods.split(",") if m.strip()]
+    c = Contenders.make(shape, layers, methods, device)
+    generator, points = torch.Generator().manual_seed(2), []
+
+    def add(phase: str, batch: int, times: dict[str, dict]) -> None:
+        title = f"{name}, {layers} layers, {phase}, batch {batch}"
+        _print(title, times, 0 if whole else layers, device)
+        points.append(
+            {"shape": name, "layers": layers, "phase": phase, "batch": batch, "difference": c.away,
+             "times": times}
+        )  # fmt: skip
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()  # the caches of the next batch are larger
+
+    longest = max(options.prefill, options.context + 1)
+    ids = torch.randint(shape.vocabulary, (max(options.batch), longest), generator=generator).to(device)
+    for batch in options.batch:
+        times = _decode(c, ids[:batch], options, whole, device)
+        if batch == 1:
+            times |= _called(c, ids[:1], options, whole, device)
+        add("decode", batch, times)
+    add("prefill", 1, _prefill(c, ids[:1, : options.prefill], options, whole, device))
+    return points
+
+
+def run(options: argparse.Namespace, device: str = "cuda", whole: bool = True) -> dict:
+    """whole: with embedding and head; else layers alone, whose times are printed per layer."""
+    ceilings = {"copy_gb_per_s": cuda_ceiling.copy_bandwidth(device) * 1e-9}
+    print(", ".join(f"{name} {value:.0f}" for name, value in ceilings.items()))
+    points = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="fused decoder")  # one that goes the old way is no result
+        for name in options.shape:
+            points += _measure(name, options, device, whole)
+    how = {"whole": whole, "prefill": options.prefill, "context": options.context}
+    return {**how, "ceilings": ceilings, "points": points}
+
+
+def run_layer(options: argparse.Namespace, device: str = "cuda") -> dict:
+    """As `run`, layers alone."""
+    return run(options, device, whole=False)
