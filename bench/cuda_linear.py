@@ -1,4 +1,5 @@
-"""Quantised linear layers on a GPU against torch fp16, _int_mm and humming: weights cold, x and y in fp16.
+"""Quantised linear layers on a GPU against torch fp16, _int_mm, CUTLASS and humming: weights cold, x and y in
+fp16.
 
 `gemm`: the product alone, from given codes. `layer`: the activation's quantisation included.
 """
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_ceiling, report
+from .cuda_cutlass import KINDS, Cutlass
 from .cuda_peers import Call, Humming, Peer, TorchLinear, Unavailable, bind_checked, contenders
 from .cuda_timing import copies_for, interleave_graphs
 from .timing import geometric_mean
@@ -45,6 +47,20 @@ class Problem:
     def codes(self) -> Tensor:
         """int4 weight codes [N, K]."""
         return torch.stack((self.packed & 15, self.packed >> 4), -1).flatten(1).to(torch.int8) - 8
+
+    def expected(
+        self, x: Tensor, weight_bits: int, activation_bits: int, group: bool = False
+    ) -> tuple[list[int], Tensor]:
+        """First, middle and last rows of y: exact sums in float64, then the contract's roundings."""
+        rows = sorted({0, len(x) // 2, len(x) - 1})
+        ops = torch.ops.lowbit
+        q, x_scale = (ops.quantize_int4 if activation_bits == 4 else ops.quantize_int8)(x[rows])
+        if activation_bits == 4:
+            q = (torch.stack((q & 15, q >> 4), -1).flatten(1)[:, : self.k]).to(torch.int8) - 8
+        w = (self.codes() if weight_bits == 4 else self.int8).double()
+        if group:
+            w = w * self.groups.repeat_interleave(128, 1)[:, : self.k]
+        return rows, ((q.double() @ w.T).float() * self.w_scale * x_scale[:, None]).half()
 
 
 class IntMm(Peer):
@@ -88,17 +104,8 @@ class Ours:
         return [lambda t=t: op(q, x_scale, t, scale, groups, None, torch.float16) for t in self.tiles]
 
     def check(self, x: Tensor, y: Tensor) -> None:
-        """First, middle and last rows: exact sums in float64, then the contract's roundings."""
-        rows = sorted({0, len(x) // 2, len(x) - 1})
-        q, x_scale = (torch.ops.lowbit.quantize_int4 if self.bits == 4 else torch.ops.lowbit.quantize_int8)(
-            x[rows]
-        )
-        if self.bits == 4:
-            q = (torch.stack((q & 15, q >> 4), -1).flatten(1)[:, : x.shape[1]]).to(torch.int8) - 8
-        w = (self.p.codes() if self.weight_bits == 4 else self.p.int8).double()
-        if self.groups is not None:
-            w = w * self.p.groups.repeat_interleave(128, 1)[:, : self.p.k]
-        want = ((q.double() @ w.T).float() * self.p.w_scale * x_scale[:, None]).half()
+        """Bit for bit."""
+        rows, want = self.p.expected(x, self.weight_bits, self.bits, self.groups is not None)
         if not torch.equal(y[rows], want):
             error = (y[rows].double() - want.double()).abs().max().item()
             raise AssertionError(f"{self.name} at {tuple(x.shape)} x {self.p.n}: off by up to {error}")
@@ -115,6 +122,7 @@ def _contenders(p: Problem, options: argparse.Namespace) -> list:
     if not options.no_peers:
         int4 = {"dtype": "uint4", "group_size": 0}
         makers += [lambda: IntMm(p), lambda: Humming("humming w4a16", int4, p.half, p.device)]
+        makers += [lambda k=k: Cutlass(k, p) for k in KINDS]
     return contenders(makers + [lambda v=v: Ours(p, *v) for v in VARIANTS], options.only)
 
 

@@ -60,6 +60,13 @@ def has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def cutlass_folder() -> Path | None:
+    """CUTLASS's source in the package nvidia-cutlass, found without importing it."""
+    spec = importlib.util.find_spec("cutlass_library")
+    source = Path(spec.origin).parent / "source" if spec and spec.origin else None
+    return source if source and (source / "include/cutlass/cutlass.h").is_file() else None
+
+
 def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
     """Every step with its command, in order."""
     python = sys.executable
@@ -68,7 +75,9 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
         "cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", f"-DTORCH_DIR={torch_folder}",
         "-DLOWBIT_CUDA=ON", "-DLOWBIT_BUILD_GPU_TESTS=ON", f"-DLOWBIT_GPU_ARCH={arch}",
     ]  # fmt: skip
-    build = ["cmake", "--build", str(BUILD), "--target", "lowbit", "lowbit_conformance"]
+    cutlass = cutlass_folder()
+    configure += [f"-DLOWBIT_CUTLASS_DIR={cutlass or ''}", f"-DLOWBIT_CUTLASS_ARCH={arch}"]
+    build = ["cmake", "--build", str(BUILD), "--target"]
     env = {
         "LOWBIT_LIBRARY": str(BUILD / "liblowbit.so"),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]),
@@ -87,7 +96,8 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
 
     def bench(name: str, limit: float) -> Step:
         command = [python, "-m", "bench", name, "--device", "cuda", "--json", str(out / f"{name}.json")]
-        return Step(f"bench {name}", command + ["--rounds", "5"] * options.quick, limit, env=env)
+        peers = {"LOWBIT_CUTLASS": str(BUILD / "liblowbit_cutlass.so")} if cutlass else {}
+        return Step(f"bench {name}", command + ["--rounds", "5"] * options.quick, limit, env=env | peers)
 
     def sanitize(tool: str) -> Step:
         command = [
@@ -107,7 +117,7 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
 
     return [
         Step("configure", configure, 60, needs=""),
-        Step("build", build, 300, needs="configure"),
+        Step("build", [*build, "lowbit", "lowbit_conformance"], 300, needs="configure"),
         Step("info", [python, "-m", "lowbit", "info"], 60, env=on_gpu),
         Step(
             "conformance", [*pytest, "tests/gpu/test_conformance.py"], 150, env=on_gpu,
@@ -115,6 +125,10 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
         ),
         Step("ops", [*pytest, *workers, "tests/ops"], 200, env=on_gpu, missing=no_pytest),
         Step("runtime", [*pytest, "tests/gpu/test_runtime.py"], 120, env=on_gpu, missing=no_pytest),
+        Step(
+            "cutlass", [*build, "lowbit_cutlass"], 150,
+            missing="" if cutlass else "no nvidia-cutlass: its peers are left out of bench linear",
+        ),
         bench("linear", 150),
         bench("fp_gemm", 60),
         bench("model", 120),
@@ -155,7 +169,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="folder of the results (default: $OUT, else build/gpu/results)"
     )
-    parser.add_argument("--only", help="names of steps, comma-separated; configure and build are always run")
+    parser.add_argument(
+        "--only",
+        help="names of steps, comma-separated; configure and build always run, cutlass before bench linear",
+    )
     parser.add_argument(
         "--budget", type=float, default=570, help="seconds for everything (default: %(default)s)"
     )
@@ -171,7 +188,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(
             f"--only: expected some of {', '.join(s.name for s in chosen)}; got {', '.join(sorted(unknown))}"
         )
-    chosen = [s for s in chosen if s.name in ("configure", "build") or s.name in wanted]
+    always = ["configure", "build"] + ["cutlass"] * ("bench linear" in wanted)
+    chosen = [s for s in chosen if s.name in (*always, *wanted)]
     if options.dry_run:
         for step in chosen:
             print(f"# {step.name}, at most {step.limit:.0f} s {step.missing}")

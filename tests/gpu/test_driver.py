@@ -113,3 +113,20 @@ def test_the_gpu_benches_run_on_the_cpu(words, tmp_path, capsys):
     found = json.loads(path.read_text())
     assert found["points"] and all(t["median"] > 0 for p in found["points"] for t in p["times"].values())
     assert all(value > 0 for value in found["ceilings"].values())
+
+
+def test_cutlass_is_found_by_its_package_or_left_out(tmp_path, monkeypatch, capsys):
+    """The step builds where the headers are; the bench says in one line when its library is not there."""
+    assert driver.main(["--dry-run", "--only", "bench linear"]) == 0
+    text = capsys.readouterr().out
+    if driver.cutlass_folder() is None:
+        assert "# cutlass, at most 150 s no nvidia-cutlass" in text
+    include = tmp_path / "cutlass_library/source/include/cutlass"
+    include.mkdir(parents=True)
+    (include / "cutlass.h").touch()
+    (tmp_path / "cutlass_library/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert driver.main(["--dry-run", "--only", "bench linear"]) == 0
+    text = capsys.readouterr().out
+    assert f"-DLOWBIT_CUTLASS_DIR={tmp_path / 'cutlass_library/source'}" in text and "lowbit_cutlass" in text
+    assert "LOWBIT_CUTLASS=" in text
