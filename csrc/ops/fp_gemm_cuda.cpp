@@ -145,9 +145,8 @@ Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view form
   Tensor y = empty_cuda(shape, type, call.on.device.index);
   if (!rows.count || !call.layer.n) return y;
   const Tensor x2 = torch::stable::view(x, {rows.count, rows.length});
-  const bool by_torch = rows.count >= gemm::crossover(call.on.device) && !call.layer.group &&
-                        rows.length % 8 == 0 && rows.length > 0;
-  if (by_torch) call.dequantize_and_multiply(x2, y);
+  if (gemm::by_torch(rows.count, rows.length, call.layer.group != 0, call.on.device))
+    call.dequantize_and_multiply(x2, y);
   else call.multiply(x2, y);
   return y;
 }

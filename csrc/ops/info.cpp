@@ -5,6 +5,7 @@
 
 #include "../cpu/dispatch.h"
 #include "../kernels/common/device.h"
+#include "../kernels/fp_gemm/config.h"
 #include "../kernels/int_gemm/config.h"
 
 #define LOWBIT_EXPORT extern "C" __attribute__((visibility("default")))
@@ -77,4 +78,16 @@ LOWBIT_EXPORT const char* lowbit_explain_gemm(int m, int n, int k, int weight, i
   const auto kind = gemm::Weight(weight);
   const auto codes = gemm::codes_for(kind, activation_bits, sm);
   return keep(gemm::explain(gemm::choose(m, n, k, kind, codes, device), codes, device));
+}
+
+// The same for a weight-only layer: activations in fp16 or bf16. weight: as layout/fp_fragment.h numbers them.
+LOWBIT_EXPORT const char* lowbit_explain_fp_gemm(int m, int n, int k, int weight, int grouped, int sm,
+                                                 int multiprocessors, int shared_bytes) {
+  namespace gemm = lowbit::kernels::fp_gemm;
+  const lowbit::kernels::Device device{sm, multiprocessors, shared_bytes, 0};
+  if (gemm::by_torch(m, k, grouped != 0, device))
+    return keep("torch's matmul on the weight as fp16 or bf16, written in panels: from " +
+                std::to_string(gemm::crossover(device)) + " tokens on");
+  const auto kind = gemm::Weight(weight);
+  return keep(gemm::explain(gemm::choose(m, n, k, kind, grouped != 0, device), kind, grouped != 0, device));
 }

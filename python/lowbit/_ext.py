@@ -21,7 +21,7 @@ def _load() -> ctypes.CDLL:
     torch.ops.load_library(str(path))
     library = ctypes.CDLL(str(path))
     names = ("lowbit_isas", "lowbit_active_isa", "lowbit_set_isa", "lowbit_cuda_archs", "lowbit_cuda_device",
-             "lowbit_explain_gemm")  # fmt: skip
+             "lowbit_explain_gemm", "lowbit_explain_fp_gemm")  # fmt: skip
     for name in names:
         getattr(library, name).restype = ctypes.c_char_p
     return library
@@ -69,3 +69,12 @@ def explain_gemm(
     """The kernel, tile and splits that a card runs for a linear layer. weight: int4, int4_group or int8."""
     kind = ("int4", "int4_group", "int8").index(weight)
     return _library.lowbit_explain_gemm(m, n, k, kind, activation_bits, sm, multiprocessors).decode()
+
+
+def explain_fp_gemm(
+    m: int, n: int, k: int, weight: str, grouped: bool, sm: int, multiprocessors: int, shared_bytes: int
+) -> str:
+    """The same for a weight-only layer. weight: e3m2, e2m3, e2m1, e3m0 or int4; activations: fp16 or bf16."""
+    kind = ("e3m2", "e2m3", "e2m1", "e3m0", "int4").index(weight)
+    args = (m, n, k, kind, int(grouped), sm, multiprocessors, shared_bytes)
+    return _library.lowbit_explain_fp_gemm(*args).decode()

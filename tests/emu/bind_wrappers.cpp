@@ -205,4 +205,12 @@ LOWBIT_EMU_BIND(wrappers_sm90) {
       wrappers::cp_async_mbarrier_kernel(pointer<uint8_t>(in), pointer<uint8_t>(out));
     });
   });
+  m.def("barrier_life", [](py::array in, py::array out, const py::dict& options) {
+    return bind::run(one_block(64, 1024), options, {read("in", in), write("out", out)},
+                     [&] { wrappers::barrier_life_kernel(pointer<uint8_t>(in), pointer<uint32_t>(out)); });
+  });
+  m.def("setmaxnreg", [](py::array in, py::array out, const py::dict& options) {
+    return bind::run(one_block(384, 0), options, {read("in", in), write("out", out)},
+                     [&] { wrappers::setmaxnreg_kernel(pointer<uint32_t>(in), pointer<uint32_t>(out)); });
+  });
 }

@@ -137,3 +137,28 @@ def test_cp_async_mbarrier(emulated, seed):
     out = np.zeros_like(data)
     emulated.cp_async_mbarrier(data, out, {"seed": seed})
     assert np.array_equal(out, data[::-1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_life_of_an_mbarrier(emulated, seed):
+    """expect_tx without an arrival, inval, and an init in the same place."""
+    data = np.random.default_rng(seed).integers(0, 2**32, 128, dtype=np.uint32)
+    out = np.zeros(256, np.uint32)
+    emulated.barrier_life(data.view(np.uint8), out, {"seed": seed})
+    assert np.array_equal(out[:128], data)
+    assert np.array_equal(out[128:192], np.tile(np.array([0xC0FFEE, 0xF00D], np.uint32), 32))
+    assert np.array_equal(out[192:], 1000 + np.arange(63, -1, -1))
+
+
+def test_setmaxnreg(emulated):
+    words = np.random.default_rng(5).integers(0, 2**32, 384, dtype=np.uint32)
+    out = np.zeros_like(words)
+    emulated.setmaxnreg(words, out, {})
+    x = words[(np.arange(384)[:, None] + np.arange(160)) % 384]
+    for i in range(160):  # in place: the second half sees what the first has become
+        x[:, i] = x[:, i] * 5 + x[:, (i + 80) % 160]
+    want = words.copy()
+    for i in range(160):
+        want = (want ^ x[:, i * 7 % 160]) * 3
+    assert np.array_equal(out[:128], words[:128] + 1)
+    assert np.array_equal(out[128:], want[128:])

@@ -330,6 +330,70 @@ LOWBIT_KERNEL(64, 1) cp_async_mbarrier_kernel(const uint8_t* in, uint8_t* out) {
     st_global(reinterpret_cast<u32x4*>(out + at), ld_shared((smem + 128 + (496 - at)).as<u32x4>()));
   }
 }
+
+// The life of an mbarrier. expect_tx alone keeps a phase open past its last arrival; inval gives the bytes
+// back to data; a second init, with another count, begins at phase 0. out: 128 words as loaded, 64 of what
+// the bytes held between, 64 handed over under the second barrier.
+LOWBIT_KERNEL(64, 1) barrier_life_kernel(const uint8_t* in, uint32_t* out) {
+  const smem_ptr<uint8_t> smem = dynamic_smem<uint8_t, 128>();
+  const smem_ptr<uint64_t> barrier = smem.as<uint64_t>();
+  const smem_ptr<uint32_t> bytes = smem.as<uint32_t>(), tile = (smem + 128).as<uint32_t>();
+  const int t = thread_index();
+  if (t == 0) {
+    mbarrier_init(barrier, 1);
+    fence_mbarrier_init();
+    mbarrier_expect_tx(barrier, 512);
+  }
+  syncthreads();
+  if (t == 32) mbarrier_arrive(barrier);
+  if (t == 0) {
+    cp_async_bulk_load(smem + 128, in, 256, barrier);
+    cp_async_bulk_load(smem + 384, in + 256, 256, barrier);
+  }
+  mbarrier_wait_parity(barrier, 0);
+  st_global(out + t, ld_shared(tile + t));
+  st_global(out + 64 + t, ld_shared(tile + 64 + t));
+  syncthreads();
+  if (t == 0) {
+    mbarrier_inval(barrier);
+    st_shared(bytes, 0xC0FFEEu);
+    st_shared(bytes + 1, 0xF00Du);
+  }
+  syncthreads();
+  st_global(out + 128 + t, ld_shared(bytes + t % 2));
+  syncthreads();
+  if (t == 0) {
+    mbarrier_init(barrier, 64);
+    fence_mbarrier_init();
+  }
+  syncthreads();
+  st_shared(tile + t, uint32_t(1000 + t));
+  mbarrier_arrive(barrier);
+  mbarrier_wait_parity(barrier, 0);
+  st_global(out + 192 + t, ld_shared(tile + (63 - t)));
+}
+
+// Registers move from one warpgroup to two others: values held across the change stay, and the others use
+// more than a third of the file. in [384]; out [384]: in + 1, and sums of 160 words of in, stirred.
+LOWBIT_KERNEL(384, 1) setmaxnreg_kernel(const uint32_t* in, uint32_t* out) {
+  const int t = thread_index();
+  const uint32_t held = ld_global(in + t);
+  if (t < 128) {
+    setmaxnreg_dec<40>();
+    st_global(out + t, held + 1);
+  } else {
+    setmaxnreg_inc<232>();
+    uint32_t x[160];
+    LOWBIT_UNROLL
+    for (int i = 0; i < 160; ++i) x[i] = ld_global(in + (t + i) % 384);
+    LOWBIT_UNROLL
+    for (int i = 0; i < 160; ++i) x[i] = x[i] * 5u + x[(i + 80) % 160];
+    uint32_t sum = held;
+    LOWBIT_UNROLL
+    for (int i = 0; i < 160; ++i) sum = (sum ^ x[(i * 7) % 160]) * 3u;
+    st_global(out + t, sum);
+  }
+}
 #endif
 
 // Loads of `bytes` per lane at address[lane] of shared memory: for the bank-conflict counter.

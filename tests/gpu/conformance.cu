@@ -57,6 +57,12 @@ EXPORT const char* gpu_named_barrier(Words out) {
 EXPORT const char* gpu_cp_async_mbarrier(Bytes in, Bytes out) {
   return run(wrappers::cp_async_mbarrier_kernel, 1, 64, 1024, in, out);
 }
+EXPORT const char* gpu_barrier_life(Bytes in, Words out) {
+  return run(wrappers::barrier_life_kernel, 1, 64, 1024, in, out);
+}
+EXPORT const char* gpu_setmaxnreg(Words in, Words out) {
+  return run(wrappers::setmaxnreg_kernel, 1, 384, 0, in, out);
+}
 
 namespace {
 const char* make_map(ptx::TensorMap* map, Bytes matrix, int rows, int row_bytes, int pitch, int box_rows,

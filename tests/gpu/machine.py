@@ -10,7 +10,7 @@ import torch
 OUTPUTS = {
     "mma": [3], "ldmatrix": [4], "stmatrix": [3], "warp": [2], "cp_async": [2], "bits": [3], "memory": [1],
     "ticket": [1, 2, 3], "named_barrier": [0], "cp_async_mbarrier": [1], "tma_load": [6], "bulk": [1, 7],
-    "wgmma": [3], "wgmma_half": [4],
+    "wgmma": [3], "wgmma_half": [4], "barrier_life": [1], "setmaxnreg": [1],
 }  # fmt: skip
 # Rows of `bits` that are floats: a NaN's payload is the machine's own.
 FLOAT_ROWS = (6, 7, 8, 10, 13, 14, 15)

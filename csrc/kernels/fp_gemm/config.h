@@ -103,6 +103,9 @@ constexpr Choice choose(int m, int n, int k, Weight weight, bool grouped, const 
 // From how many tokens on it is faster to write the weight out once in the type of x and let torch multiply.
 // PREDICTED, to be replaced by measurement; the arithmetic is in the README.
 constexpr int crossover(const Device& device) { return device.sm == 90 ? 1024 : 512; }
+constexpr bool by_torch(int64_t m, int64_t k, bool grouped, const Device& device) {
+  return m >= crossover(device) && !grouped && k % 8 == 0 && k > 0;
+}
 
 inline std::string explain(const Choice& c, Weight w, bool grouped, const Device& device) {
   const auto s = [](int64_t v) { return std::to_string(v); };

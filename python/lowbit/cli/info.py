@@ -10,6 +10,10 @@ from . import output
 
 # of the largest card: A100, RTX 3090, RTX 4090, H100 SXM, B200, RTX 5090
 MULTIPROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
+SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # of a block
+INTEGER = ("int4", "int4_group", "int8")
+FLOAT = ("e3m2", "e2m3", "e2m1", "e3m0")
+WEIGHT_ONLY = tuple(f"{name}{group}" for name in (*FLOAT, "int4") for group in ("", "_group"))
 
 
 def add_parser(commands: Any) -> None:
@@ -31,8 +35,18 @@ def add_parser(commands: Any) -> None:
         choices=list(MULTIPROCESSORS),
         help="for this compute capability (default: 90)",
     )
-    p.add_argument("--activation-bits", type=int, default=8, choices=(4, 8), help="default: 8")
-    p.add_argument("--weight", default="int4", choices=("int4", "int4_group", "int8"), help="default: int4")
+    p.add_argument(
+        "--activation-bits",
+        type=int,
+        choices=(4, 8, 16),
+        help="16: fp16 or bf16 (default: 8, and 16 for float weights)",
+    )
+    p.add_argument(
+        "--weight",
+        default="int4",
+        choices=tuple(dict.fromkeys((*INTEGER, *WEIGHT_ONLY))),
+        help="default: int4; _group: with a scale per group",
+    )
     p.set_defaults(run=run)
 
 
@@ -57,8 +71,16 @@ def _gemm(args: argparse.Namespace) -> int:
     m, n, k = args.gemm
     if min(args.gemm) < 1 or max(args.gemm) >= 2**31:
         raise SystemExit(f"lowbit info: --gemm: expected M, N, K of 1 to 2^31 - 1, got {m} {n} {k}")
-    sms = MULTIPROCESSORS[args.sm]
-    print(_ext.explain_gemm(m, n, k, args.weight, args.activation_bits, args.sm, sms))
+    sms, bits = MULTIPROCESSORS[args.sm], args.activation_bits or (8 if args.weight in INTEGER else 16)
+    if (bits == 16) != (args.weight in WEIGHT_ONLY) and args.weight not in ("int4", "int4_group"):
+        want = "4 or 8" if bits == 16 else "16"
+        raise SystemExit(f"lowbit info: --activation-bits: expected {want} with {args.weight}, got {bits}")
+    if bits == 16:
+        name = args.weight.removesuffix("_group")
+        shared = SHARED_BYTES[args.sm]
+        print(_ext.explain_fp_gemm(m, n, k, name, name != args.weight, args.sm, sms, shared))
+    else:
+        print(_ext.explain_gemm(m, n, k, args.weight, bits, args.sm, sms))
     return 0
 
 
