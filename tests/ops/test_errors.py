@@ -154,6 +154,29 @@ def test_wrong_number_of_arguments_and_no_tensor(name):
         getattr(OPS, name)("text")
 
 
+LINEARS = ("int4_linear", "int8_linear", "dynamic_linear", "fp_linear", "fp4_linear")
+
+
+@pytest.mark.parametrize("name", LINEARS)
+def test_every_linear_takes_the_same_types_of_bias(name):
+    """fp32, bf16 and fp16, as for x; float64 is refused, as for x, in one and the same sentence."""
+    schema = getattr(torch.ops.lowbit, name).default._schema.arguments
+    names, args = [a.name for a in schema], list(next(iter(SAMPLES[name]()))[0])
+    args += [a.default_value for a in schema[len(args) :]]
+    n, at = args[names.index("w_scale")].shape[0], names.index("bias")
+    bias = torch.linspace(-2, 2, n).to(torch.bfloat16)  # exact in all four types
+    results = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        args[at] = bias.to(dtype)
+        results += call(name, tuple(args))
+    compare.exact(results[1], results[0])
+    compare.exact(results[2], results[0])
+    args[at] = bias.double()
+    sentence = f"{name}: bias has dtype float64, expected float32, bfloat16 or float16"
+    with pytest.raises(RuntimeError, match=sentence):
+        call(name, tuple(args))
+
+
 def test_the_sum_of_a_layer_too_deep_for_32_bits_is_refused():
     """128 * 128 * K passes 2^31 at K = 131072 for int8 weights."""
     k = 131080
