@@ -111,6 +111,63 @@ def test_rows_of_a_batch_do_not_see_each_other():
             assert torch.equal(alone[0], step[row])
 
 
+LENGTHS = (30, 18, 7)  # of the rows of a padded batch
+
+
+def padded():
+    """(ids [3, 30], mask): rows of LENGTHS, padded at the left."""
+    mask = torch.arange(30) >= 30 - torch.tensor(LENGTHS)[:, None]
+    return token_ids(3, 30) * mask, mask.long()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_of_several_lengths_as_the_modules_have_them(method):
+    """Logits of tokens, not of padding: a prompt, steps, a second prompt."""
+    model = quantized(method=method)
+    ids, mask = padded()
+    more = token_ids(3, 14)
+    cuts = [(0, 1), (1, 2), (2, 3), (3, 14)]
+
+    def run(cache):
+        seen, known = [], mask
+        for part in [ids, *(more[:, a:b] for a, b in cuts)]:
+            known = mask if part is ids else torch.cat((known, torch.ones_like(part)), 1)
+            positions = (known.cumsum(1) - 1).clamp(0)[:, -part.shape[1] :]
+            out = model(
+                part, attention_mask=known, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            cache = out.past_key_values
+            seen.append(out.logits[mask.bool()] if part is ids else out.logits)
+        return seen, cache
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        want, _ = run(own_cache(model))
+        lowbit.fuse(model)
+        got, cache = run(None)
+    assert isinstance(cache, FusedCache) and cache.get_seq_length() == 44
+    assert cache.stored() == [n + 14 for n in LENGTHS]
+    errors = [away(g, w) for g, w in zip(got, want, strict=True)]
+    assert max(errors) < 0.05, errors
+    cache.crop(37)
+    assert cache.get_seq_length() == 37 and cache.stored() == [n + 7 for n in LENGTHS]
+    cache.batch_select_indices(torch.tensor([2, 0]))
+    assert cache.get_seq_length() == 37 and cache.stored() == [LENGTHS[2] + 7, LENGTHS[0] + 7]
+
+
+@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0]])
+def test_a_padded_batch_writes_what_its_rows_write_alone(method):
+    model = lowbit.fuse(quantized(method=method))
+    ids, mask = padded()
+    settings = dict(max_new_tokens=12, do_sample=False, pad_token_id=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        together = model.generate(ids, attention_mask=mask, **settings)
+    for row, n in enumerate(LENGTHS):
+        alone = model.generate(ids[row : row + 1, 30 - n :], **settings)
+        assert torch.equal(together[row, 30:], alone[0, n:])
+
+
 @pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0]])
 def test_beam_search_and_sampling_run(method):
     model = quantized(method=method)
@@ -165,7 +222,7 @@ def test_a_call_it_cannot_serve_goes_the_old_way(method):
     model = quantized(method=method)
     ids = token_ids(2, 16)
     mask = torch.ones_like(ids)
-    mask[0, :4] = 0
+    mask[0, 4:7] = 0  # a hole
     settings = dict(attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
     want = model.generate(ids, **settings)
     lowbit.fuse(model)

@@ -1,7 +1,8 @@
 """`lowbit.fuse`: a quantised transformers model whose decoder runs the fused layers and a paged 4-bit cache.
 
 The model keeps its modules and its `generate`; only `model.model.forward` is another. A call that the fused
-layers cannot serve (padding, a cache of another kind, gradients) goes the old way, with one warning.
+layers cannot serve (a mask of its own, a cache of another kind, gradients) goes the old way, with one
+warning.
 """
 
 import functools
@@ -27,30 +28,44 @@ from .cache import PREFIX, CacheHook, Int4Cache, behind_prefix
 class FusedCache(Cache):
     """The pages of all layers and sequences, as `generate` hands them around. max_tokens: per sequence.
 
-    A model's exact prefix is in the pages' hands and in no length: callers see nothing of it.
+    A model's exact prefix is in the pages' hands and in no length: callers see nothing of it. Padding at the
+    left of a row is in its length, as callers count, but not stored.
     """
 
     def __init__(self, pages: PagedKv4Cache, max_tokens: int):
         super().__init__(layers=[])
         self.pages, self.max_tokens = pages, max_tokens
-        self.sequences: list[int] = []  # one per row of the batch, all of one length
+        self.sequences: list[int] = []  # one per row of the batch
+        self.pads: list[int] = []  # of each row; with it all are of one length
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.pages.length(self.sequences[0]) if self.sequences else 0
+        return self.stored()[0] + self.pads[0] if self.sequences else 0
 
-    def begin(self, rows: int, tokens: int) -> None:
-        """Before `tokens` more are added to each of `rows` sequences."""
+    def stored(self) -> list[int]:
+        """Tokens of each sequence."""
+        return [self.pages.length(seq) for seq in self.sequences]
+
+    def begin(self, tokens: int, pads: list[int]) -> None:
+        """Before a sequence for each of `pads` gets so much padding, and tokens up to `tokens` places in all.
+        """
         if not self.sequences:
-            self.sequences = [self.pages.add() for _ in range(rows)]
-        if rows != len(self.sequences):
-            raise ValueError(f"input_ids: expected {len(self.sequences)} rows as in the cache, got {rows}")
-        if (held := self.get_seq_length()) + tokens > self.max_tokens:
-            want = f"at most {self.max_tokens} tokens per sequence"
-            raise ValueError(f"max_tokens: expected {want}, got {held} and {tokens} more")
+            self.sequences = [self.pages.add() for _ in pads]
+            self.pads = [0] * len(pads)
+        if len(pads) != len(self.sequences):
+            raise ValueError(
+                f"input_ids: expected {len(self.sequences)} rows as in the cache, got {len(pads)}"
+            )
+        for held, pad in zip(self.stored(), pads, strict=True):
+            if held + tokens - pad > self.max_tokens:
+                want = f"at most {self.max_tokens} tokens per sequence"
+                raise ValueError(f"max_tokens: expected {want}, got {held} and {tokens - pad} more")
+        self.pads = [old + new for old, new in zip(self.pads, pads, strict=True)]
 
     def read(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer as stored, [B, Hkv, T, D], the keys' Hadamard undone."""
-        pages, length = self.pages, self.get_seq_length()
+        """Keys and values of a layer as stored, [B, Hkv, T, D], the keys' Hadamard undone. Rows that hold
+        fewer than T tokens end in whatever there is.
+        """
+        pages, length = self.pages, max(self.stored())
         table = pages.tables(self.sequences)[0].long()
         out = []
         key_codes, key_params, value_codes, value_params = pages.caches(layer)
@@ -71,19 +86,20 @@ class FusedCache(Cache):
 
     def reset(self) -> None:
         self.pages.reset()
-        self.sequences = []
+        self.sequences, self.pads = [], []
 
     def crop(self, max_length: int) -> None:
         """Negative: drop that many of the last tokens. Positive: keep at most that many."""
         if max_length:  # 0 drops none, where the pages would keep none
-            for seq in self.sequences:
-                self.pages.crop(seq, max_length)
+            for seq, pad in zip(self.sequences, self.pads, strict=True):
+                self.pages.crop(seq, max(0, max_length - pad) if max_length > 0 else max_length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         old, self.sequences = self.sequences, [self.pages.fork(self.sequences[i]) for i in indices.tolist()]
+        self.pads = [self.pads[i] for i in indices.tolist()]
         for seq in old:
             self.pages.free(seq)
 
@@ -144,7 +160,9 @@ class FusedDecoder:
         inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **kwargs: object,
     ) -> BaseModelOutputWithPast:
         """What `LlamaModel.forward` computes, and its arguments. kwargs: those that transformers adds."""
-        reason = self._refusal(decoder, attention_mask, past_key_values, inputs_embeds, kwargs)
+        b, t = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        pads = _left_padding(attention_mask, past_key_values, b, t)
+        reason = self._refusal(decoder, pads, past_key_values, inputs_embeds, kwargs)
         if reason is not None:
             goes_on = isinstance(past_key_values, Int4Cache) and past_key_values.get_seq_length() > 0
             if reason not in self.warned and not goes_on:
@@ -162,9 +180,8 @@ class FusedDecoder:
                 past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
             )  # fmt: skip
         x = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, d]
-        b, t, _ = x.shape
-        past_key_values.begin(b, t)
         past = past_key_values.get_seq_length()
+        past_key_values.begin(t, pads)
         if position_ids is None:
             position_ids = torch.arange(past, past + t, device=x.device).unsqueeze(0)
         if self.prefix is not None:
@@ -173,10 +190,10 @@ class FusedDecoder:
             v.float().expand(b, t, -1).reshape(b * t, -1) for v in decoder.rotary_emb(x, position_ids)
         )
         h = x.reshape(b * t, -1)
-        if t == 1:
+        if t == 1 and not any(pads):
             h = self._step(past_key_values, h, cos, sin)
         else:
-            h = self._prompt(past_key_values, h, cos, sin, past)
+            h = self._prompt(past_key_values, h, cos, sin, pads)
         return BaseModelOutputWithPast(decoder.norm(h.view(b, t, -1)), past_key_values)
 
     def _step(self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -209,17 +226,20 @@ class FusedDecoder:
             )  # fmt: skip
         return h
 
-    def _prompt(self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor, past: int) -> Tensor:
+    def _prompt(self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor, pads: list[int]) -> Tensor:
         """Several tokens, h [B * T, d]: append them; each attends to the prefix and the new keys and values
-        as they are, and to older ones as stored.
+        as they are, and to older ones as stored. pads: of each row, new places that are no tokens.
         """
         b = len(cache.sequences)
         t = h.shape[0] // b
-        slots = torch.cat([cache.pages.slots(seq, t) for seq in cache.sequences])
+        stored = cache.stored()
+        slots = torch.full((b, t), -1, device=h.device)  # no place for padding
+        for row, seq, pad in zip(slots, cache.sequences, pads, strict=True):
+            row[pad:] = cache.pages.slots(seq, t - pad)
+        slots = slots.flatten()
         first = 0 if self.prefix is None else self.prefix.shape[3]
-        mask = None
-        if before := first + past:
-            mask = torch.ones(t, before + t, dtype=torch.bool, device=h.device).tril(before)
+        past = max(stored)
+        mask = _mask_of(first, stored, t, pads, h.device)
 
         def attend(i: int, layer: FusedLayer, qkv: Tensor) -> Tensor:
             heads = cache.pages.rope_append(
@@ -242,7 +262,7 @@ class FusedDecoder:
         return h
 
     def _refusal(
-        self, decoder: nn.Module, mask: Tensor | None, cache: Cache | None, embeds: Tensor | None,
+        self, decoder: nn.Module, pads: list[int] | None, cache: Cache | None, embeds: Tensor | None,
         kwargs: dict,
     ) -> str | None:
         """Why the old way has to be gone, or None."""
@@ -253,8 +273,8 @@ class FusedDecoder:
         for key in ("output_attentions", "output_hidden_states"):
             if kwargs.get(key):
                 return key
-        if mask is not None and (mask.dim() != 2 or (cache.get_seq_length() == 0 and not bool(mask.all()))):
-            return "padding or a mask of its own"
+        if pads is None:
+            return "a mask of its own, or padding that is not at the left"
         if cache.get_seq_length() == 0 and list(map(id, _parts(decoder))) != list(map(id, self.made_of)):
             return "layers that changed since lowbit.fuse"
         return None
@@ -262,6 +282,45 @@ class FusedDecoder:
 
 def _on_card(x: Tensor) -> bool:
     return x.is_cuda
+
+
+def _left_padding(mask: Tensor | None, cache: Cache | None, rows: int, tokens: int) -> list[int] | None:
+    """Of each row's new places, those that a mask [B, past + T] leaves out at the left; None: it leaves out
+    others, or is no such mask.
+    """
+    started = isinstance(cache, FusedCache) and cache.get_seq_length() > 0
+    if mask is None or (mask.dim() == 2 and started and tokens == 1):  # a card is not asked at every step
+        return [0] * rows
+    if mask.dim() != 2:
+        return None
+    new = mask[:, -tokens:].bool()
+    pads = (~new).sum(1)
+    if not torch.equal(new, torch.arange(tokens, device=new.device) >= pads.unsqueeze(1)):
+        return None
+    found = pads.tolist()
+    if started and any(pad and held for pad, held in zip(found, cache.stored(), strict=True)):
+        return None
+    return found
+
+
+def _mask_of(
+    first: int, stored: list[int], tokens: int, pads: list[int], device: torch.device
+) -> Tensor | None:
+    """What the new tokens attend to: `first` exact ones, then what each row has stored, up to the longest,
+    then the new ones up to themselves but for padding. [T, all], [B, 1, T, all], or None: the new ones alone.
+    """
+    past = max(stored)
+    before = first + past
+    if not before and not any(pads):
+        return None
+    mask = torch.ones(tokens, before + tokens, dtype=torch.bool, device=device).tril(before)
+    if not any(pads) and min(stored) == past:
+        return mask
+    column = torch.arange(before + tokens, device=device)
+    held, pad = (torch.tensor(n, device=device).unsqueeze(1) for n in (stored, pads))
+    there = (column < first + held) | (column >= before + pad)  # [B, all]
+    itself = torch.eye(tokens, dtype=torch.bool, device=device)  # padding too: a row of nothing is NaN
+    return (mask & there[:, None, None]) | F.pad(itself, (before, 0))
 
 
 def _parts(decoder: nn.Module) -> list[object]:
