@@ -12,7 +12,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = (
-    "lowbit", "torch", "numpy", "onnxruntime", "openvino", "humming-kernels", "fast-hadamard-transform",
+    "lowbit", "torch", "transformers", "numpy", "onnxruntime", "openvino", "humming-kernels",
+    "fast-hadamard-transform", "nvidia-cutlass",
 )  # fmt: skip
 
 

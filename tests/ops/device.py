@@ -75,11 +75,12 @@ def place(name: str, args: tuple) -> tuple:
     names = [a.name for a in getattr(torch.ops.lowbit, name).default._schema.arguments]
     placed = list(args)
     at = {key: i for i, key in enumerate(names) if i < len(args)}
-    if name == "fp_linear":
+    if name == "fp_linear" and len(args) >= 4:
         x, tiles, fmt, w_scale, scale = (*args, None)[:5]
         if tiles.dim() == 3 and tiles.device.type == "cpu":
             placed[1] = repack_fp(tiles, fmt, w_scale.numel(), x.shape[-1])
-            placed[4:5] = [None if scale is None else repack_fp_group_scale(scale, w_scale.numel())]
+            if scale is not None:
+                placed[4] = repack_fp_group_scale(scale, w_scale.numel())
     elif "weight" in at and "w_scale" in at and isinstance(args[at["w_scale"]], Tensor):
         n = args[at["w_scale"]].numel()
         for key, how in (("weight", repack), ("group_scale", repack_group_scale)):
