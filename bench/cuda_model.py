@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 import lowbit
 import torch
+from lowbit.cuda_graph import Tickets
 from lowbit.integrations.hf.fused import FusedCache, FusedDecoder
 from torch import Tensor, nn
 
@@ -154,13 +155,15 @@ class FusedStep:
         self.cache = _filled_cache(self.fused, b, context)
         table, self.lengths = self.cache.pages.step(self.cache.sequences)
         self.table = nn.functional.pad(table, (0, -table.shape[1] % 16), value=-1)
+        self.tickets = Tickets(token.device)
         self.bytes = _fused_bytes(self.fused, model.lm_head if whole else None)
         self.bytes += b * context * self.cache.pages.nbytes() // _slots(self.cache)
 
     def __call__(self) -> Tensor:
         decoder = self.model.model
         h = decoder.embed_tokens(self.token).flatten(0, 1)  # [B, d]
-        h = self.fused._layers(self.cache, h, self.cos, self.sin, self.table, self.lengths)
+        with self.tickets.lend():
+            h = self.fused._layers(self.cache, h, self.cos, self.sin, self.table, self.lengths)
         h = decoder.norm(h.unsqueeze(1))
         return self.model.lm_head(h) if self.whole else h
 
@@ -168,7 +171,7 @@ class FusedStep:
 def _filled_cache(fused: FusedDecoder, batch: int, context: int) -> FusedCache:
     """`context` tokens of random codes for every sequence."""
     cache = fused.new_cache()
-    cache.begin(batch, context)
+    cache.begin(context, [0] * batch)
     cache.pages._grow(batch * -(-(context + 1) // cache.pages.page))  # at once: growing doubles the pool
     for seq in cache.sequences:
         cache.pages.slots(seq, context)

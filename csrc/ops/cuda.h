@@ -8,6 +8,7 @@
 
 #include "../kernels/common/device.h"
 #include "common.h"
+#include "tickets.h"
 
 namespace lowbit::ops {
 
@@ -76,6 +77,15 @@ class OnDevice {
 // A contiguous tensor on that card, from torch's allocator on its current stream.
 inline Tensor empty_cuda(const Shape& shape, ScalarType dtype, int32_t index) {
   return empty(shape, dtype, aoti_torch_device_type_cuda(), index);
+}
+
+// n words that are zero when the next launch runs; `kept` keeps them where they were not lent.
+inline uint32_t* zeroed_tickets(int64_t n, int32_t index, std::vector<Tensor>& kept) {
+  if (uint32_t* lent = lent_tickets().take(n, index)) return lent;
+  Tensor words = empty_cuda({n}, ScalarType::Int, index);
+  torch::stable::zero_(words);
+  kept.push_back(words);
+  return static_cast<uint32_t*>(words.mutable_data_ptr());
 }
 
 }  // namespace lowbit::ops

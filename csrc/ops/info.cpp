@@ -1,4 +1,4 @@
-// What the library tells about itself: a plain C interface, read by lowbit._ext with ctypes.
+// What the library tells about itself, and the little it is told: a plain C interface, for lowbit._ext and ctypes.
 #include <cstring>
 #include <exception>
 #include <string>
@@ -7,6 +7,7 @@
 #include "../kernels/common/device.h"
 #include "../kernels/fp_gemm/config.h"
 #include "../kernels/int_gemm/config.h"
+#include "tickets.h"
 
 #define LOWBIT_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -34,6 +35,15 @@ LOWBIT_EXPORT const char* lowbit_active_isa() {
   } catch (const std::exception& e) {
     return keep(std::string("error: ") + e.what());
   }
+}
+
+// Lends words of a card to the calls of this thread (ops/tickets.h); null takes them back. Returns how many
+// words were asked for since the last such call.
+LOWBIT_EXPORT int64_t lowbit_lend_tickets(void* words, int64_t count, int device) {
+  auto& lent = lowbit::ops::lent_tickets();
+  const int64_t asked = lent.asked;
+  lent.lend(static_cast<uint32_t*>(words), count, device);
+  return asked;
 }
 
 // Null on success, else a sentence.

@@ -101,10 +101,7 @@ struct CudaLayer {
     if (c.splits > 1) {
       kept.push_back(empty_cuda({c.partial_words}, ScalarType::Int, on.device.index));
       p.partial = static_cast<int32_t*>(kept.back().mutable_data_ptr());
-      Tensor tickets = empty_cuda({c.tickets}, ScalarType::Int, on.device.index);
-      torch::stable::zero_(tickets);
-      kept.push_back(tickets);
-      p.tickets = static_cast<uint32_t*>(tickets.mutable_data_ptr());
+      p.tickets = zeroed_tickets(c.tickets, on.device.index, kept);
     }
     check_cuda(gemm::run(p, addends, c, kind, codes, on.device, on.stream), op);
   }

@@ -70,11 +70,9 @@ void attend(const char* op, kv::AttentionParams& p, const OnDevice& on) {
       const kv::AttentionChoice c = kv::choose(p, on.device);
       std::vector<Tensor> kept;
       if (c.partial_floats) {
-        kept = {empty_cuda({c.partial_floats}, ScalarType::Float, on.device.index),
-                empty_cuda({c.tickets}, ScalarType::Int, on.device.index)};
-        torch::stable::zero_(kept[1]);
-        p.partial = static_cast<float*>(kept[0].mutable_data_ptr());
-        p.tickets = static_cast<uint32_t*>(kept[1].mutable_data_ptr());
+        kept.push_back(empty_cuda({c.partial_floats}, ScalarType::Float, on.device.index));
+        p.partial = static_cast<float*>(kept.back().mutable_data_ptr());
+        p.tickets = zeroed_tickets(c.tickets, on.device.index, kept);
       }
       return check_cuda(kv::kv4_attention_launch(p, on.device, on.stream), op);
     }

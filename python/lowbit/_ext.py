@@ -24,6 +24,8 @@ def _load() -> ctypes.CDLL:
              "lowbit_explain_gemm", "lowbit_explain_fp_gemm")  # fmt: skip
     for name in names:
         getattr(library, name).restype = ctypes.c_char_p
+    library.lowbit_lend_tickets.restype = ctypes.c_int64
+    library.lowbit_lend_tickets.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     return library
 
 
@@ -48,6 +50,16 @@ def set_isa(name: str) -> None:
     """Switch the CPU kernels of the whole process to an instruction set; ValueError if it cannot run."""
     if error := _library.lowbit_set_isa(name.encode()):
         raise ValueError(error.decode().replace("LOWBIT_FORCE_ISA", "isa"))
+
+
+def lend_tickets(words: torch.Tensor | None) -> int:
+    """Lend int32 zeros on a card to the CUDA calls of this thread, which then clear none themselves; None
+    takes them back. Returns how many words were asked for since the last such call.
+    """
+    if words is None:
+        return _library.lowbit_lend_tickets(None, 0, -1)
+    card = -1 if words.device.index is None else words.device.index
+    return _library.lowbit_lend_tickets(words.data_ptr(), words.numel(), card)
 
 
 def cuda_archs() -> list[str]:

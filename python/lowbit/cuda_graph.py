@@ -1,9 +1,34 @@
 """StepGraph: a decode step as one CUDA graph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from . import _ext
+
+
+class Tickets:
+    """Zeros for the kernels of a step whose blocks count themselves: one memset instead of one per call.
+
+    The first `lend()` finds out how many there must be; the calls of each later one get them, cleared.
+    """
+
+    def __init__(self, device: torch.device):
+        self.words = torch.empty(0, dtype=torch.int32, device=device)
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        """Around the calls of one step, in their thread and on one stream."""
+        self.words.zero_()
+        _ext.lend_tickets(self.words)
+        try:
+            yield
+        finally:
+            asked = _ext.lend_tickets(None)
+        if not self.words.numel():  # later ones stay: a graph may hold them
+            self.words = self.words.new_empty(asked)
 
 
 class StepGraph:
@@ -15,13 +40,14 @@ class StepGraph:
 
     def __init__(self, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]):
         self.inputs = tuple(t.clone() for t in inputs)
+        self.tickets = Tickets(inputs[0].device)
         side, main = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(main)
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), self.tickets.lend():
             run(*self.inputs)
         main.wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph), self.tickets.lend():
             self.output = run(*self.inputs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:

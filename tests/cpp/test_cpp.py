@@ -31,11 +31,11 @@ def binaries() -> Path:
         "-DLOWBIT_BUILD_TESTS=ON",
         "-DLOWBIT_SANITIZE=address,undefined",
     )
-    run("cmake", "--build", str(BUILD), "--target", "test_kernels", "test_numeric")
+    run("cmake", "--build", str(BUILD), "--target", "test_kernels", "test_numeric", "test_tickets")
     return BUILD / "tests" / "cpp"
 
 
-@pytest.mark.parametrize("name", ["test_numeric", "test_kernels"])
+@pytest.mark.parametrize("name", ["test_numeric", "test_kernels", "test_tickets"])
 def test_binary(binaries: Path, name: str) -> None:
     env = {
         **os.environ,

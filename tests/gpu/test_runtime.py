@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from lowbit.cuda_graph import StepGraph
 from torch import Tensor
 
 from tests.oracle import compare
@@ -130,3 +131,30 @@ def test_second_card():
         got = run(name, moved)
         assert torch.cuda.current_device() == 0 and all(g.device.index == 1 for g in got)
         same(got, want if isinstance(want, tuple) else (want,))
+
+
+def test_the_calls_of_a_step_graph_share_one_memset():
+    """Three products whose K is split: replays have the bits of plain calls, each with tickets of its own."""
+    n, k = 256, 8192
+    ops, card = torch.ops.lowbit, {"device": "cuda"}
+    weights = [
+        ops.prepack_int4_weight(torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, **card))
+        for _ in range(3)
+    ]
+    scale = torch.rand(n, **card)
+
+    def step(x: Tensor) -> Tensor:
+        q, x_scale = ops.quantize_int8(x)
+        ys = [ops.int4_linear(q, x_scale, w, scale, None, None, torch.float16) for w in weights]
+        return torch.cat(ys, -1)
+
+    inputs = [torch.randn(1, k, dtype=torch.float16, **card) for _ in range(4)]
+    want = [step(x).clone() for x in inputs]
+    graph = StepGraph(step, (inputs[0],))
+    assert graph.tickets.words.numel() > 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        got = [graph((x,)).clone() for x in inputs]
+    for g, w in zip(got, want, strict=True):
+        assert torch.equal(g, w)
+    cleared = [event for event in seen.events() if "memset" in event.name.lower()]
+    assert len(cleared) <= len(inputs)
