@@ -30,26 +30,30 @@ def random_quantized(
     with torch.device(device):
         model = random_layer(shape, shape.vocabulary)
     model.to(dtype)
-    generator = torch.Generator(device).manual_seed(5)
+    generator, recipe = torch.Generator(device).manual_seed(5), Recipe.from_name(method)
     for name, like in _tiny(method).named_modules():
         if isinstance(like, QuantizedLinear):
-            model.set_submodule(name, _random_like(like, model.get_submodule(name), generator, dtype))
+            layer = _random_like(like, model.get_submodule(name), recipe, generator, dtype)
+            model.set_submodule(name, layer)
     _set_units(model)
-    install_runtime(model, Recipe.from_name(method))
+    install_runtime(model, recipe)
     return repeat_layer(model, layers)
 
 
 def _random_like(
-    like: QuantizedLinear, plain: nn.Linear, generator: torch.Generator, dtype: torch.dtype
+    like: QuantizedLinear, plain: nn.Linear, recipe: Recipe, generator: torch.Generator, dtype: torch.dtype
 ) -> QuantizedLinear:
     """Of the kind and options of `like` and the size of `plain`; outputs about as large as those of `plain`.
+
+    Behind a norm, with all the copies of large channels that the recipe allows: real models need them, and
+    random ones have none.
     """
     k, n = plain.in_features, plain.out_features
     options = like.options() | {"in_features": k, "out_features": n}
     if options["input_hadamard"] is not None:
         options["input_hadamard"] = largest_block(k) % k  # 0: over all of them
-    if options.get("gathered") is not None:
-        options["gathered"] = k * like.gathered // like.in_features
+    if isinstance(like, StaticInt4Linear) and not like.input_step and recipe.split is not None:
+        options["gathered"] = k if recipe.prune else int(k * (1 + recipe.split_growth))
     layer = type(like)(**options, device=generator.device, dtype=dtype)
     where = {"device": generator.device, "generator": generator}
     size = 0.02 / _STD_OF_CODES
@@ -63,7 +67,7 @@ def _random_like(
         if layer.input_step:
             layer.input_inverse_step.fill_(_UNITS[layer.activation_bits])
         if layer.gathered is not None:
-            layer.input_index.copy_(torch.arange(layer.gathered, device=generator.device) % k)
+            layer.input_index.copy_(torch.arange(layer.gathered) * k // layer.gathered)
     layer.weight_scale.copy_(size * (0.5 + torch.rand(n, 1, **where)))
     if layer.mean_shift:  # one for all readers of an input
         layer.input_shift.copy_(torch.linspace(-0.5, 0.5, len(layer.input_shift)))

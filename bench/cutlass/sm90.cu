@@ -40,14 +40,11 @@ struct Int8 {
     const auto a = cutlass::make_cute_packed_stride(typename Gemm::GemmKernel::StrideA{}, {c.m, c.k, 1});
     const auto b = cutlass::make_cute_packed_stride(typename Gemm::GemmKernel::StrideB{}, {c.n, c.k, 1});
     const auto d = cutlass::make_cute_packed_stride(typename Gemm::GemmKernel::StrideD{}, {c.m, c.n, 1});
-    typename Gemm::Arguments arguments{cutlass::gemm::GemmUniversalMode::kGemm,
-                                       {c.m, c.n, c.k, 1},
-                                       {static_cast<const int8_t*>(c.x), a, static_cast<const int8_t*>(c.w), b},
-                                       {{{c.x_scale}, {{c.w_scale}, {}, {}}, {}},
-                                        nullptr,
-                                        {},
-                                        reinterpret_cast<cutlass::half_t*>(c.y),
-                                        d}};
+    typename Gemm::Arguments arguments{
+        cutlass::gemm::GemmUniversalMode::kGemm,
+        {c.m, c.n, c.k, 1},
+        {static_cast<const int8_t*>(c.x), a, static_cast<const int8_t*>(c.w), b},
+        {{{c.x_scale}, {{c.w_scale}, {}, {}}, {}}, nullptr, {}, reinterpret_cast<cutlass::half_t*>(c.y), d}};
     Gemm gemm;
     if (cutlass::Status status = gemm.can_implement(arguments); status != cutlass::Status::kSuccess)
       return cutlassGetStatusString(status);
@@ -59,8 +56,9 @@ struct Int8 {
 
 using Few = Int8<Shape<_64, _128, _128>, Shape<_1, _2, _1>, cutlass::gemm::KernelTmaWarpSpecializedPingpong,
                  cutlass::epilogue::TmaWarpSpecialized>;
-using Many = Int8<Shape<_128, _256, _128>, Shape<_2, _1, _1>, cutlass::gemm::KernelTmaWarpSpecializedCooperative,
-                  cutlass::epilogue::TmaWarpSpecializedCooperative>;
+using Many =
+    Int8<Shape<_128, _256, _128>, Shape<_2, _1, _1>, cutlass::gemm::KernelTmaWarpSpecializedCooperative,
+         cutlass::epilogue::TmaWarpSpecializedCooperative>;
 
 }  // namespace
 

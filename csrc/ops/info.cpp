@@ -90,7 +90,8 @@ LOWBIT_EXPORT const char* lowbit_explain_gemm(int m, int n, int k, int weight, i
   return keep(gemm::explain(gemm::choose(m, n, k, kind, codes, device), codes, device));
 }
 
-// The same for a weight-only layer: activations in fp16 or bf16. weight: as layout/fp_fragment.h numbers them.
+// The same for a weight-only layer: activations in fp16 or bf16. weight: as layout/fp_fragment.h numbers
+// them.
 LOWBIT_EXPORT const char* lowbit_explain_fp_gemm(int m, int n, int k, int weight, int grouped, int sm,
                                                  int multiprocessors, int shared_bytes) {
   namespace gemm = lowbit::kernels::fp_gemm;
