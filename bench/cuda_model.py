@@ -18,6 +18,7 @@ from lowbit.integrations.hf.fused import FusedCache, FusedDecoder
 from torch import Tensor, nn
 
 from . import cuda_ceiling, report
+from .cuda_profile import kernels, print_kernels
 from .cuda_timing import interleave_events, interleave_graphs
 from .model import SHAPES, Decode, Prefill, Shape, random_layer, repeat_layer
 from .random_layers import random_quantized
@@ -247,15 +248,19 @@ class Contenders:
         return cls(decoder, fused, away)
 
 
-def _decode(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
+def _steps(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool) -> dict:
     token = ids[:, :1]
-    steps = {BASE: TorchStep(c.torch, token, options.context, whole)}
-    steps |= {n: FusedStep(m, token, options.context, whole) for n, m in c.fused.items()}
+    steps: dict = {BASE: TorchStep(c.torch, token, options.context, whole)}
+    return steps | {n: FusedStep(m, token, options.context, whole) for n, m in c.fused.items()}
+
+
+def _decode(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
+    steps = _steps(c, ids, options, whole)
     for name, step in steps.items():
         if not bool(torch.isfinite(step()).all()):
             raise RuntimeError(f"{name}: expected finite outputs, got NaN or inf")
     times = interleave_graphs({n: [s] for n, s in steps.items()}, options.rounds, options.slice, device)
-    return {n: _row(t, len(token), {"bytes": steps[n].bytes}) for n, t in times.items()}
+    return {n: _row(t, len(ids), {"bytes": steps[n].bytes}) for n, t in times.items()}
 
 
 def _called(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
@@ -267,11 +272,14 @@ def _called(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool
     return {n: _row(t, len(ids)) for n, t in times.items()}
 
 
-def _prefill(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
+def _prompts(c: Contenders, ids: Tensor, whole: bool) -> dict:
     calls: dict[str, Callable[[], object]] = {BASE: TorchPrompt(c.torch, ids, whole)}
     models = {CALLED: c.torch.model, **c.fused}
-    calls |= {n: Prefill(m if whole else m.model, ids, whole) for n, m in models.items()}
-    times = interleave_events(calls, options.rounds, options.slice, device)
+    return calls | {n: Prefill(m if whole else m.model, ids, whole) for n, m in models.items()}
+
+
+def _prefill(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
+    times = interleave_events(_prompts(c, ids, whole), options.rounds, options.slice, device)
     return {n: _row(t, ids.numel()) for n, t in times.items()}
 
 
@@ -297,7 +305,29 @@ def _print(title: str, times: dict[str, dict], layers: int, device: str) -> None
     report.print_table(["", unit, "spread", "tokens/s", "GB read", "of copy", f"x {BASE}"], rows)
 
 
-def _measure(name: str, options: argparse.Namespace, device: str, whole: bool) -> list[dict]:
+def _kernels(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
+    """What a step and a prompt consist of."""
+    found: dict = {}
+    calls = _steps(c, ids[: options.batch[0]], options, whole)
+    for phase in ("decode", "prefill"):
+        found[phase] = {n: kernels(call, device) for n, call in calls.items()}
+        for n, rows in found[phase].items():
+            print_kernels(f"{phase}, {n}", rows)
+        calls = _prompts(c, ids[:1, : options.prefill], whole)
+    return found
+
+
+def _free(device: str) -> None:
+    """Give back what the last contenders held; fused models are in cycles, and the next ones may be larger."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _measure(
+    name: str, options: argparse.Namespace, device: str, whole: bool, profile: bool
+) -> tuple[list[dict], dict]:
+    """The points, and the kernels where asked for."""
     shape = SHAPES[name]
     layers = options.layers or (shape.layers if whole else LAYERS)
     methods = [m.strip() for m in options.methods.split(",") if m.strip()]
@@ -311,9 +341,7 @@ def _measure(name: str, options: argparse.Namespace, device: str, whole: bool) -
             {"shape": name, "layers": layers, "phase": phase, "batch": batch, "difference": c.away,
              "times": times}
         )  # fmt: skip
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()  # the caches of the next batch are larger
+        _free(device)
 
     longest = max(options.prefill, options.context + 1)
     ids = torch.randint(shape.vocabulary, (max(options.batch), longest), generator=generator).to(device)
@@ -323,20 +351,22 @@ def _measure(name: str, options: argparse.Namespace, device: str, whole: bool) -
             times |= _called(c, ids[:1], options, whole, device)
         add("decode", batch, times)
     add("prefill", 1, _prefill(c, ids[:1, : options.prefill], options, whole, device))
-    return points
+    return points, _kernels(c, ids, options, whole, device) if profile else {}
 
 
 def run(options: argparse.Namespace, device: str = "cuda", whole: bool = True) -> dict:
     """whole: with embedding and head; else layers alone, whose times are printed per layer."""
     ceilings = {"copy_gb_per_s": cuda_ceiling.copy_bandwidth(device) * 1e-9}
     print(", ".join(f"{name} {value:.0f}" for name, value in ceilings.items()))
-    points = []
+    points, found = [], {}
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="fused decoder")  # one that goes the old way is no result
         for name in options.shape:
-            points += _measure(name, options, device, whole)
+            more, found = _measure(name, options, device, whole, profile=name == options.shape[-1])
+            points += more
+            _free(device)
     how = {"whole": whole, "prefill": options.prefill, "context": options.context}
-    return {**how, "ceilings": ceilings, "points": points}
+    return {**how, "ceilings": ceilings, "points": points, "kernels": found}
 
 
 def run_layer(options: argparse.Namespace, device: str = "cuda") -> dict:
