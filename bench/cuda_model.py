@@ -318,7 +318,7 @@ def _kernels(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: boo
 
 
 def _free(device: str) -> None:
-    """Give back what the last contenders held; fused models are in cycles, and the next ones may be larger."""
+    """Give back what the last contenders held: fused models are in cycles, and the next may be larger."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
