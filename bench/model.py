@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import lowbit
 import torch
+from lowbit.integrations.hf.cache import PREFIX
 from lowbit.recipes import Recipe
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -61,6 +62,8 @@ def repeat_layer(model: nn.Module, layers: int) -> nn.Module:
         layer = copy.deepcopy(first)
         layer.self_attn.layer_idx = i
         model.model.layers.append(layer)
+    if (prefix := getattr(model.model, PREFIX, None)) is not None:
+        setattr(model.model, PREFIX, prefix.expand(layers, -1, -1, -1, -1).clone())
     model.config.num_hidden_layers = layers
     return model
 

@@ -269,8 +269,7 @@ static void attend_heads(const Kv4AttentionParams& p, const KvPrefix& prefix, Kv
   alignas(64) float query[kHeads * kMaxQuery], weight[kHeads][kKvSplit];
   float sum[kHeads], zero[kHeads], exact[kHeads][kKvPrefix];
   for (int h = 0; h < kHeads; ++h)
-    sum[h] =
-        arrange_query(q + h * d, d, p.softmax_scale, prefix, query + h * blocks * kBlockCodes, exact[h]);
+    sum[h] = arrange_query(q + h * d, d, p.softmax_scale, prefix, query + h * blocks * kBlockCodes, exact[h]);
   read_params<true>(s);
   score_split<kHeads>(s, query, blocks, sum, p.cache.key_codes + pool, tail, weight);
   read_params<false>(s);

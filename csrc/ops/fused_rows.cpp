@@ -24,6 +24,13 @@ struct Codes {
   Tensor q, scale;
 };
 
+// Rows of k nibbles + 8 in `bytes` bytes each, one per byte. The CPU's products take nibbles as well as
+// bytes; this is for those who want what a card wants.
+void spread(const uint8_t* from, int64_t bytes, int64_t rows, int64_t k, int8_t* to) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < k; ++j) to[r * k + j] = int8_t((from[r * bytes + j / 2] >> j % 2 * 4 & 15) - 8);
+}
+
 // p holds what makes the values of the rows.
 Codes run(const char* op, const char* arg, cpu::FusedRowsParams& p, int64_t rows, const RowCodes& codes,
           const std::optional<Transform>& t, decltype(cpu::Kernels::static_rows) cpu::Kernels::* kernel) {
@@ -35,7 +42,9 @@ Codes run(const char* op, const char* arg, cpu::FusedRowsParams& p, int64_t rows
   c.k = codes.k, c.inverse_step = floats(codes.inverse_step), c.shift = floats(codes.shift);
   if (codes.index) c.index = static_cast<const int32_t*>(codes.index->const_data_ptr());
   c.bits = codes.bits, c.static_scale = codes.static_scale, c.clip = codes.clip;
-  c.q = out.q.mutable_data_ptr();
+  const int64_t packed = codes.bits == 4 && codes.bytes ? (codes.k + 1) / 2 : 0;  // bytes of a row
+  Workspace nibbles(rows * packed);
+  c.q = packed ? nibbles.as<uint8_t>() : out.q.mutable_data_ptr();
   Workspace finite(codes.static_scale && checked_mode() ? rows * 4 : 0);
   if (!codes.static_scale) c.scale = static_cast<float*>(out.scale.mutable_data_ptr());
   else if (checked_mode()) c.scale = finite.as<float>();
@@ -46,14 +55,16 @@ Codes run(const char* op, const char* arg, cpu::FusedRowsParams& p, int64_t rows
   parallel(rows, grain, [&](int64_t thread, int64_t begin, int64_t end) {
     (kernels.*kernel)(p, work.as<float>() + thread * scratch, begin, end);
   });
+  if (packed)
+    spread(nibbles.as<uint8_t>(), packed, rows, codes.k, static_cast<int8_t*>(out.q.mutable_data_ptr()));
   if (c.scale) check_finite(c.scale, rows, op, arg);
   return out;
 }
 
 Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_step, const OptTensor& shift,
-                       const OptTensor& index, std::optional<int64_t> hadamard_block) {
+                       const OptTensor& index, std::optional<int64_t> hadamard_block, bool unpacked) {
   constexpr const char* op = "quantize_static";
-  const StaticInput in(op, x, bits, inverse_step, shift, index, hadamard_block);
+  const StaticInput in(op, x, bits, inverse_step, shift, index, hadamard_block, unpacked);
   cpu::FusedRowsParams p{};
   p.x = in.x.const_data_ptr(), p.dtype = in.dtype;
   return run(op, "x", p, in.rows.count, in.codes, in.transform, &cpu::Kernels::static_rows).q;
@@ -62,9 +73,11 @@ Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_s
 std::tuple<Tensor, Tensor, Tensor> rms_norm_quantize(const Tensor& x, const Tensor& weight, double eps,
                                                      int64_t bits, const OptTensor& residual,
                                                      const OptTensor& index, const OptTensor& shift,
-                                                     bool static_scale, double clip, double gain_offset) {
+                                                     bool static_scale, double clip, double gain_offset,
+                                                     bool unpacked) {
   constexpr const char* op = "rms_norm_quantize";
-  const NormInput in(op, x, weight, eps, bits, residual, index, shift, static_scale, clip, gain_offset);
+  const NormInput in(op, x, weight, eps, bits, residual, index, shift, static_scale, clip, gain_offset,
+                     unpacked);
   Tensor sum = empty(in.sum, in.x.scalar_type());
   cpu::FusedRowsParams p{};
   p.x = in.x.const_data_ptr(), p.dtype = in.dtype;
@@ -78,10 +91,11 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_quantize(const Tensor& x, const Tens
 std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, std::string_view activation,
                                           std::optional<int64_t> hadamard_block,
                                           const OptTensor& inverse_step, const OptTensor& shift,
-                                          const OptTensor& index, bool static_scale, double clip) {
+                                          const OptTensor& index, bool static_scale, double clip,
+                                          bool unpacked) {
   constexpr const char* op = "gated_quantize";
   const GatedInput in(op, gate_up, bits, activation, hadamard_block, inverse_step, shift, index, static_scale,
-                      clip);
+                      clip, unpacked);
   cpu::FusedRowsParams p{};
   p.x = in.gate_up.const_data_ptr(), p.dtype = in.dtype, p.gelu = in.gelu;
   const Codes out = run(op, "gate_up", p, in.rows.count, in.codes, in.transform, &cpu::Kernels::gated_rows);

@@ -19,6 +19,7 @@ inline OptTensor float_columns(const char* op, const char* arg, const OptTensor&
 // How n values of a row become k codes, and the shapes of the results.
 struct RowCodes {
   int bits;
+  bool bytes;  // one code per byte; else 4-bit codes are packed
   bool static_scale;
   float clip;
   int64_t n, k;
@@ -29,8 +30,15 @@ struct RowCodes {
 
   // rows: the input's shape, whose last dimension counts as n
   RowCodes(const char* op, const Shape& rows, int64_t n, int64_t bits_in, const OptTensor& index_in,
-           const OptTensor& inverse_step_in, const OptTensor& shift_in, bool static_scale, double clip_in)
-      : bits(int(bits_in)), static_scale(static_scale), clip(float(clip_in)), n(n), k(n), q(rows) {
+           const OptTensor& inverse_step_in, const OptTensor& shift_in, bool static_scale, double clip_in,
+           bool unpacked)
+      : bits(int(bits_in)),
+        bytes(bits == 8 || unpacked),
+        static_scale(static_scale),
+        clip(float(clip_in)),
+        n(n),
+        k(n),
+        q(rows) {
     check(bits_in == 4 || bits_in == 8, op, ": bits is ", bits_in, ", expected 4 or 8");
     check_clip(op, clip_in);
     check(!static_scale || clip_in == 1, op, ": clip is ", clip_in, " with static_scale, expected 1");
@@ -44,8 +52,8 @@ struct RowCodes {
     scale = rows;
     scale.pop_back();
     if (static_scale) scale = {0};
-    q.back() = bits == 4 ? (k + 1) / 2 : k;
-    q_dtype = bits == 4 ? ScalarType::Byte : ScalarType::Char;
+    q.back() = bytes ? k : (k + 1) / 2;
+    q_dtype = bytes ? ScalarType::Char : ScalarType::Byte;
   }
 };
 
@@ -64,11 +72,12 @@ struct StaticInput {
   std::optional<Transform> transform;
 
   StaticInput(const char* op, const Tensor& x_in, int64_t bits, const OptTensor& inverse_step,
-              const OptTensor& shift, const OptTensor& index, std::optional<int64_t> hadamard_block)
+              const OptTensor& shift, const OptTensor& index, std::optional<int64_t> hadamard_block,
+              bool unpacked)
       : dtype(float_dtype(x_in.scalar_type(), op, "x")),
         x(as_contiguous(x_in)),
         rows(rows_of(x, op, "x")),
-        codes(op, shape_of(x), rows.length, bits, index, inverse_step, shift, true, 1),
+        codes(op, shape_of(x), rows.length, bits, index, inverse_step, shift, true, 1, unpacked),
         transform(row_transform(op, rows.length, hadamard_block)) {}
 };
 
@@ -85,11 +94,11 @@ struct NormInput {
 
   NormInput(const char* op, const Tensor& x_in, const Tensor& weight_in, double eps_in, int64_t bits,
             const OptTensor& residual_in, const OptTensor& index, const OptTensor& shift, bool static_scale,
-            double clip, double gain_offset)
+            double clip, double gain_offset, bool unpacked)
       : dtype(float_dtype(x_in.scalar_type(), op, "x")),
         x(as_contiguous(x_in)),
         rows(rows_of(x, op, "x")),
-        codes(op, shape_of(x), rows.length, bits, index, std::nullopt, shift, static_scale, clip),
+        codes(op, shape_of(x), rows.length, bits, index, std::nullopt, shift, static_scale, clip, unpacked),
         weight(*float_columns(op, "weight", weight_in, codes.k)),
         eps(float(eps_in)),
         gain_offset(float(gain_offset)),
@@ -113,12 +122,13 @@ struct GatedInput {
 
   GatedInput(const char* op, const Tensor& gate_up_in, int64_t bits, std::string_view activation,
              std::optional<int64_t> hadamard_block, const OptTensor& inverse_step, const OptTensor& shift,
-             const OptTensor& index, bool static_scale, double clip)
+             const OptTensor& index, bool static_scale, double clip, bool unpacked)
       : dtype(float_dtype(gate_up_in.scalar_type(), op, "gate_up")),
         gate_up(as_contiguous(gate_up_in)),
         rows(rows_of(gate_up, op, "gate_up")),
         gelu(activation == "gelu_tanh"),
-        codes(op, shape_of(gate_up), rows.length / 2, bits, index, inverse_step, shift, static_scale, clip),
+        codes(op, shape_of(gate_up), rows.length / 2, bits, index, inverse_step, shift, static_scale, clip,
+              unpacked),
         transform(row_transform(op, rows.length / 2, hadamard_block)) {
     check(gelu || activation == "silu", op, ": activation is \"", activation,
           "\", expected \"silu\" or \"gelu_tanh\"");

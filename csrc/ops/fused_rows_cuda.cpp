@@ -25,7 +25,7 @@ struct Results {
         scale(empty_cuda(codes.scale, ScalarType::Float, on.device.index)),
         adjust{codes.index ? static_cast<const int32_t*>(codes.index->const_data_ptr()) : nullptr,
                floats(codes.inverse_step), floats(codes.shift)},
-        to{codes.bits == 4 ? quant::Codes::kPacked4 : quant::Codes::kInt8,
+        to{codes.bytes ? quant::Codes::kInt8 : quant::Codes::kPacked4,
            codes.bits,
            codes.static_scale ? 0.f : codes.clip,
            q.mutable_data_ptr(),
@@ -59,10 +59,10 @@ void run_transformed(const char* op, const Tensor& x, DType dtype, int64_t rows,
 }
 
 Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_step, const OptTensor& shift,
-                       const OptTensor& index, std::optional<int64_t> hadamard_block) {
+                       const OptTensor& index, std::optional<int64_t> hadamard_block, bool unpacked) {
   constexpr const char* op = "quantize_static";
   check_same_device(op, {"x", x}, {{"inverse_step", inverse_step}, {"shift", shift}, {"index", index}});
-  const StaticInput in(op, x, bits, inverse_step, shift, index, hadamard_block);
+  const StaticInput in(op, x, bits, inverse_step, shift, index, hadamard_block, unpacked);
   const OnDevice on(in.x, op);
   const Results out(in.codes, on);
   if (in.transform)
@@ -74,11 +74,13 @@ Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_s
 std::tuple<Tensor, Tensor, Tensor> rms_norm_quantize(const Tensor& x, const Tensor& weight, double eps,
                                                      int64_t bits, const OptTensor& residual,
                                                      const OptTensor& index, const OptTensor& shift,
-                                                     bool static_scale, double clip, double gain_offset) {
+                                                     bool static_scale, double clip, double gain_offset,
+                                                     bool unpacked) {
   constexpr const char* op = "rms_norm_quantize";
   check_same_device(op, {"x", x},
                     {{"weight", weight}, {"residual", residual}, {"index", index}, {"shift", shift}});
-  const NormInput in(op, x, weight, eps, bits, residual, index, shift, static_scale, clip, gain_offset);
+  const NormInput in(op, x, weight, eps, bits, residual, index, shift, static_scale, clip, gain_offset,
+                     unpacked);
   const OnDevice on(in.x, op);
   const Results out(in.codes, on);
   Tensor sum = empty_cuda(in.sum, in.x.scalar_type(), on.device.index);
@@ -93,12 +95,13 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_quantize(const Tensor& x, const Tens
 std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, std::string_view activation,
                                           std::optional<int64_t> hadamard_block,
                                           const OptTensor& inverse_step, const OptTensor& shift,
-                                          const OptTensor& index, bool static_scale, double clip) {
+                                          const OptTensor& index, bool static_scale, double clip,
+                                          bool unpacked) {
   constexpr const char* op = "gated_quantize";
   check_same_device(op, {"gate_up", gate_up},
                     {{"inverse_step", inverse_step}, {"shift", shift}, {"index", index}});
   const GatedInput in(op, gate_up, bits, activation, hadamard_block, inverse_step, shift, index, static_scale,
-                      clip);
+                      clip, unpacked);
   const OnDevice on(in.gate_up, op);
   const Results out(in.codes, on);
   const auto activation_of = in.gelu ? kernels::Activation::kGeluTanh : kernels::Activation::kSilu;

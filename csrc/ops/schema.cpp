@@ -27,15 +27,15 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "Tensor? residual=None) -> Tensor");
   m.def(
       "quantize_static(Tensor x, int bits, Tensor? inverse_step=None, Tensor? shift=None, "
-      "Tensor? index=None, int? hadamard_block=None) -> Tensor");
+      "Tensor? index=None, int? hadamard_block=None, bool unpacked=False) -> Tensor");
   m.def(
       "rms_norm_quantize(Tensor x, Tensor weight, float eps, int bits, Tensor? residual=None, "
       "Tensor? index=None, Tensor? shift=None, bool static_scale=False, float clip=1.0, "
-      "float gain_offset=0.0) -> (Tensor q, Tensor scale, Tensor sum)");
+      "float gain_offset=0.0, bool unpacked=False) -> (Tensor q, Tensor scale, Tensor sum)");
   m.def(
       "gated_quantize(Tensor gate_up, int bits, str activation=\"silu\", int? hadamard_block=None, "
       "Tensor? inverse_step=None, Tensor? shift=None, Tensor? index=None, bool static_scale=False, "
-      "float clip=1.0) -> (Tensor q, Tensor scale)");
+      "float clip=1.0, bool unpacked=False) -> (Tensor q, Tensor scale)");
   m.def("encode_fp(Tensor x, str format, bool ties_away=False) -> Tensor");
   m.def("prepack_fp_weight(Tensor weight_packed, str format, int k) -> Tensor");
   m.def("prepack_fp_group_scale(Tensor group_scale) -> Tensor");

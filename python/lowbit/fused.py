@@ -3,7 +3,8 @@
     RMSNorm -> codes | q, k, v | RoPE -> append -> attend | o + residual
     RMSNorm -> codes | gate, up | SiLU -> Hadamard -> codes | down + residual
 
-A call is a kernel; on CUDA o_proj's input is quantised in a launch apart from its product.
+A call is a kernel; on CUDA o_proj's input is quantised in a launch apart from its product, and a product whose
+work is split clears its tickets on top of that, a memset.
 
 Linears that share an input are one product; activations cross memory as codes, and residuals are added in the
 products' epilogues. Static layers (MergeQuant, arXiv 2503.07654) need no scale per token; dynamic ones
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowbit import ops
@@ -24,6 +26,14 @@ from .nn.linear import IntegerLinear
 from .transforms.hadamard import hadamard
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+_FEW_ROWS = 16  # of the smallest tile of the products on CUDA
+_COLUMNS = 16  # bytes: rows of codes that a product on CUDA takes as they lie are a multiple of this
+
+
+def _on_card(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 class NotFusable(ValueError):
@@ -41,6 +51,7 @@ class Coder:
     inverse_step: Tensor | None  # fp32 [K']
     shift: Tensor | None  # fp32 [K'], in the units of the values that are rounded
     hadamard_block: int | None
+    grouped: bool  # whether the weights have group scales
 
     @classmethod
     def of(cls, layer: QuantizedLinear) -> "Coder":
@@ -48,11 +59,25 @@ class Coder:
         if isinstance(layer, StaticInt4Linear):
             index = None if layer.gathered is None else layer.input_index
             step = layer.input_inverse_step if layer.input_step else None
-            return cls(layer.activation_bits, 1.0, True, index, step, shift, layer.input_hadamard)
+            if index is not None and _on_card(index):  # more columns, which the product weighs with 0
+                more = (0, -len(index) % _COLUMNS)
+                index, step, shift = (t if t is None else F.pad(t, more) for t in (index, step, shift))
+            hadamard_block, grouped = layer.input_hadamard, bool(layer.group_size)
+            return cls(layer.activation_bits, 1.0, True, index, step, shift, hadamard_block, grouped)
         if shift is not None and layer.input_hadamard is not None:
             # H (x - s) = H x - H s: the fused ops subtract behind the transform
             shift = hadamard(shift.double(), layer.input_hadamard or None).float()
-        return cls(layer.activation_bits, layer.clip, False, None, None, shift, layer.input_hadamard)
+        how = layer.activation_bits, layer.clip, False, None, None, shift, layer.input_hadamard
+        return cls(*how, bool(layer.group_size))
+
+    def unpacked(self, x: Tensor) -> bool:
+        """Whether 4-bit codes of x [T, K] leave one per byte, as the int8 kernels of a card take them without
+        a launch in between. Nibbles are for the s4 tensor cores before Hopper, which pay from many rows on.
+        """
+        if self.bits != 4 or not _on_card(x):
+            return False
+        few = self.grouped or x.shape[0] <= _FEW_ROWS
+        return few or torch.cuda.get_device_capability(x.device) >= (9, 0)
 
     def same_input(self, other: "Coder") -> bool:
         """Whether both make the same codes."""
@@ -68,15 +93,16 @@ class Coder:
     def norm(self, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
         """(codes, scale) of an RMSNorm's output. x [T, K]; gain fp32 [K'], see `fold_gain`."""
         q, scale, _ = ops.rms_norm_quantize(
-            x, gain, eps, self.bits, None, self.index, self.shift, self.static, self.clip
-        )
+            x, gain, eps, self.bits, None, self.index, self.shift, self.static, self.clip,
+            unpacked=self.unpacked(x),
+        )  # fmt: skip
         return q, None if self.static else scale
 
     def gated(self, gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor | None]:
         """(codes, scale) of activation(gate) * up. gate_up [T, 2 F]."""
         q, scale = ops.gated_quantize(
             gate_up, self.bits, activation, self.hadamard_block, self.inverse_step, self.shift, self.index,
-            self.static, self.clip,
+            self.static, self.clip, self.unpacked(gate_up),
         )  # fmt: skip
         return q, None if self.static else scale
 
@@ -115,7 +141,10 @@ class Product:
             zeros = self.w_scale.new_zeros
             parts = [zeros(m.out_features) if m.bias is None else m.bias.detach().float() for m in layers]
             self.bias = torch.cat(parts)
-        self.tiles = first._prepack(torch.cat([layer._portable_codes() for layer in layers]))
+        codes = torch.cat([layer._portable_codes() for layer in layers])
+        if self.coder.index is not None:
+            codes = F.pad(codes, (0, (len(self.coder.index) + 1) // 2 - codes.shape[1]), value=0x88)  # zeros
+        self.tiles = first._prepack(codes)
         self._share_tiles(layers)
 
     def _share_tiles(self, layers: Sequence[QuantizedLinear]) -> None:
@@ -123,7 +152,8 @@ class Product:
         for layer in layers:
             layer.prepare()
         counts = [layer._tiles.shape[0] for layer in layers]
-        if sum(counts) == self.tiles.shape[0]:
+        same_depth = layers[0]._tiles.shape[1:] == self.tiles.shape[1:]
+        if sum(counts) == self.tiles.shape[0] and same_depth:
             for layer, part in zip(layers, self.tiles.split(counts), strict=True):
                 layer._tiles = part
 
@@ -141,8 +171,8 @@ class Product:
         """[T, N] of inputs that are not codes yet, x [T, K], + residual [T, N]."""
         c = self.coder
         if c.static:
-            q = ops.quantize_static(x, c.bits, c.inverse_step, c.shift, c.index, c.hadamard_block)
-            return self(q, None, x.dtype, residual)
+            how = c.inverse_step, c.shift, c.index, c.hadamard_block, c.unpacked(x)
+            return self(ops.quantize_static(x, c.bits, *how), None, x.dtype, residual)
         return ops.dynamic_linear(
             x, self.tiles, self.w_scale, self.group_scale, self.bias, c.bits, c.clip, c.hadamard_block,
             self.input_shift, residual,

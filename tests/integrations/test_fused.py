@@ -6,6 +6,7 @@ import warnings
 import lowbit
 import pytest
 import torch
+from lowbit import fused
 from lowbit.fused import NotFusable
 from lowbit.integrations.hf import FusedCache, Int4Cache
 from lowbit.integrations.hf import fused as hf_fused
@@ -247,6 +248,25 @@ def test_layers_that_change_afterwards_are_not_ignored():
         assert torch.equal(got, lowbit.unfuse(model)(ids).logits)
         want = model(ids, past_key_values=own_cache(model)).logits
         assert away(lowbit.fuse(model)(ids).logits, want) < 0.05
+
+
+@pytest.mark.parametrize("method", ["mergequant w4a4 no-r1", "best w4a4kv4", "quarot gptq w4a4kv4"])
+def test_codes_as_a_card_wants_them_change_no_bit(method, monkeypatch):
+    """One per byte, and in columns that make whole pieces of a row."""
+    model, ids = quantized("qwen3", method), token_ids(1, 12)
+    with torch.no_grad():
+        want = lowbit.fuse(model)(ids).logits
+        monkeypatch.setattr(fused, "_on_card", lambda x: True)
+        seen, quantize = [], fused.ops.rms_norm_quantize
+
+        def watched(*args, **options):
+            seen.append(quantize(*args, **options))
+            return seen[-1]
+
+        monkeypatch.setattr(fused.ops, "rms_norm_quantize", watched)
+        got = lowbit.fuse(model)(ids).logits
+    assert len(seen) == 4 and all(q.dtype == torch.int8 and q.shape[1] % 16 == 0 for q, _, _ in seen)
+    assert torch.equal(got, want)
 
 
 def test_a_graph_is_captured_once_and_again_when_the_batch_changes(monkeypatch):

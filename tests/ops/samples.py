@@ -287,6 +287,7 @@ def _quantize_static() -> Iterator[Sample]:
         v = fused.scaled(v, index.numpy(), step.numpy(), shift.numpy())
         want = fused.stored(fused.static_codes(v, bits), bits)
         yield (x, bits, step, shift, index, block), want
+        yield (x, bits, step, shift, index, block, True), fused.static_codes(v, bits).astype(np.int8)
 
 
 def _rms_norm_quantize() -> Iterator[Sample]:

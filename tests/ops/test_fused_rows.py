@@ -239,6 +239,26 @@ def test_fused_equals_its_parts(bits, isa):
     same((OPS.quantize_static(turned[:, index.long()], bits, step, shift),), static[:1])
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_unpacked_codes_are_the_same_codes(static, isa):
+    """One per byte, of an odd number of columns too; of eight bits they are that already."""
+    x, weight = _random(5, 2, 64), _random(33, seed=1) * 9
+    index, last = torch.arange(63, 30, -1).int(), (None, static)
+    calls = {
+        "rms_norm_quantize": (x, weight, EPS, 4, None, index, *last, 1.0, 0.0),
+        "gated_quantize": (x.repeat(1, 1, 2), 4, "silu", 32, weight, None, index, static, 1.0),
+        "quantize_static": (x, 4, weight, None, index, None),
+    }
+    for name, args in calls.items():
+        packed, wide = (getattr(OPS, name)(*args, unpacked) for unpacked in (False, True))
+        if name == "quantize_static":
+            packed, wide = (packed,), (wide,)
+        same((OPS.unpack_int4(packed[0], 33), *packed[1:]), wide)
+        eight = [8 if type(a) is int and a == 4 else a for a in args]
+        one, other = (getattr(OPS, name)(*eight, unpacked) for unpacked in (False, True))
+        same(*((r,) if isinstance(r, Tensor) else r for r in (one, other)))
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("case", [CASES[18], CASES[19], *ROTATED[:3]], ids=str)
 def test_rows_are_independent_and_repeat(name, case, isa):

@@ -183,10 +183,12 @@ def _(
     return _linear(x_q, w_scale.numel(), out_dtype or torch.float32)
 
 
-def _coded(x: Tensor, n: int, bits: int, index: Tensor | None, static_scale: bool) -> tuple[Tensor, Tensor]:
-    k = n if index is None else index.shape[0]
+def _coded(
+    x: Tensor, n: int, bits: int, index: Tensor | None, static_scale: bool, unpacked: bool
+) -> tuple[Tensor, Tensor]:
+    k, unpacked = n if index is None else index.shape[0], unpacked or bits == 8
     q = x.new_empty(
-        (*x.shape[:-1], k if bits == 8 else _blocks(k, 2)), dtype=torch.int8 if bits == 8 else torch.uint8
+        (*x.shape[:-1], k if unpacked else _blocks(k, 2)), dtype=torch.int8 if unpacked else torch.uint8
     )
     return q, x.new_empty((0,) if static_scale else x.shape[:-1], dtype=torch.float32)
 
@@ -199,8 +201,9 @@ def _(
     shift: Tensor | None = None,
     index: Tensor | None = None,
     hadamard_block: int | None = None,
+    unpacked: bool = False,
 ) -> Tensor:
-    return _coded(x, x.shape[-1], bits, index, True)[0]
+    return _coded(x, x.shape[-1], bits, index, True, unpacked)[0]
 
 
 @_fake("rms_norm_quantize")
@@ -215,8 +218,9 @@ def _(
     static_scale: bool = False,
     clip: float = 1.0,
     gain_offset: float = 0.0,
+    unpacked: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q, scale = _coded(x, x.shape[-1], bits, index, static_scale)
+    q, scale = _coded(x, x.shape[-1], bits, index, static_scale, unpacked)
     return q, scale, x.new_empty((0,) if residual is None else x.shape)
 
 
@@ -231,8 +235,9 @@ def _(
     index: Tensor | None = None,
     static_scale: bool = False,
     clip: float = 1.0,
+    unpacked: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    return _coded(gate_up, gate_up.shape[-1] // 2, bits, index, static_scale)
+    return _coded(gate_up, gate_up.shape[-1] // 2, bits, index, static_scale, unpacked)
 
 
 @_fake("kv4_quantize")

@@ -6,7 +6,7 @@ All in fp32, one rounding per operation, in the order written here.
 import torch
 from torch import Tensor
 
-from .layout import pack_int4
+from .layout import pack_int4, unpack_int4
 from .quantize import quantize_int4, quantize_int8
 from .transform import hadamard
 
@@ -68,16 +68,19 @@ def _transform(v: Tensor, block: int | None) -> Tensor:
     return hadamard(v, n**-0.5, n)
 
 
-def _static_codes(v: Tensor, bits: int) -> Tensor:
+def _static_codes(v: Tensor, bits: int, unpacked: bool) -> Tensor:
     low, high = (-8, 7) if bits == 4 else (-127, 127)
     q = torch.where(v.isnan(), low, v.clamp(low, high).round()).to(torch.int8)
-    return pack_int4(q) if bits == 4 else q
+    return pack_int4(q) if bits == 4 and not unpacked else q
 
 
-def _codes(v: Tensor, bits: int, static_scale: bool, clip: float) -> tuple[Tensor, Tensor]:
+def _codes(
+    v: Tensor, bits: int, static_scale: bool, clip: float, unpacked: bool
+) -> tuple[Tensor, Tensor]:
     if static_scale:
-        return _static_codes(v, bits), v.new_empty(0)
-    return quantize_int4(v, clip) if bits == 4 else quantize_int8(v, clip)
+        return _static_codes(v, bits, unpacked), v.new_empty(0)
+    q, scale = quantize_int4(v, clip) if bits == 4 else quantize_int8(v, clip)
+    return unpack_int4(q, v.shape[-1]) if bits == 4 and unpacked else q, scale
 
 
 def _scaled(v: Tensor, index: Tensor | None, inverse_step: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -93,10 +96,11 @@ def quantize_static(
     shift: Tensor | None = None,
     index: Tensor | None = None,
     hadamard_block: int | None = None,
+    unpacked: bool = False,
 ) -> Tensor:
     """Codes of hadamard(x)[index] * inverse_step - shift; the scale is already in inverse_step."""
     v = _transform(x.float(), hadamard_block)
-    return _static_codes(_scaled(v, index, inverse_step, shift), bits)
+    return _static_codes(_scaled(v, index, inverse_step, shift), bits, unpacked)
 
 
 def rms_norm_quantize(
@@ -110,6 +114,7 @@ def rms_norm_quantize(
     static_scale: bool = False,
     clip: float = 1.0,
     gain_offset: float = 0.0,
+    unpacked: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(codes, scale, x + residual) of RMSNorm(x + residual)[index] * (weight + gain_offset) - shift."""
     total = x.new_empty(0)
@@ -120,7 +125,7 @@ def rms_norm_quantize(
     gain = weight if gain_offset == 0 else weight + torch.tensor(gain_offset, dtype=f)
     s = s if index is None else s[..., index.long()]
     v = _scaled((s * inverse.unsqueeze(-1)) * gain, None, None, shift)
-    return *_codes(v, bits, static_scale, clip), total
+    return *_codes(v, bits, static_scale, clip, unpacked), total
 
 
 def gated_quantize(
@@ -133,8 +138,9 @@ def gated_quantize(
     index: Tensor | None = None,
     static_scale: bool = False,
     clip: float = 1.0,
+    unpacked: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(codes, scale) of hadamard(activation(gate) * up)[index] * inverse_step - shift."""
     gate, up = gate_up.float().chunk(2, -1)
     v = _transform(_activation(gate, activation) * up, hadamard_block)
-    return _codes(_scaled(v, index, inverse_step, shift), bits, static_scale, clip)
+    return _codes(_scaled(v, index, inverse_step, shift), bits, static_scale, clip, unpacked)
