@@ -103,6 +103,16 @@ std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, s
 }
 
 }  // namespace
+
+std::tuple<Tensor, Tensor> code_rows(const char* op, const char* arg, const Tensor& x, DType dtype,
+                                     const RowCodes& codes) {
+  cpu::FusedRowsParams p{};
+  p.x = x.const_data_ptr(), p.dtype = dtype;
+  const Codes out =
+      run(op, arg, p, rows_of(x, op, arg).count, codes, std::nullopt, &cpu::Kernels::static_rows);
+  return {out.q, out.scale};
+}
+
 }  // namespace lowbit::ops
 
 STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {

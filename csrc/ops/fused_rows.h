@@ -57,6 +57,10 @@ struct RowCodes {
   }
 };
 
+// On the CPU: the rows of x, [.., n] contiguous, to codes and scales.
+std::tuple<Tensor, Tensor> code_rows(const char* op, const char* arg, const Tensor& x, DType dtype,
+                                     const RowCodes& codes);
+
 // hadamard_block of an op: nothing = no transform, 0 = one over all of n.
 inline std::optional<Transform> row_transform(const char* op, int64_t n, std::optional<int64_t> block) {
   if (!block || !n) return std::nullopt;

@@ -1,7 +1,7 @@
 // Fused row ops on CUDA. LOWBIT_CHECKED and the values of an index are the CPU's to look at: reading a result
 // back would stall the stream.
 #include "../kernels/fused_rows/params.h"
-#include "fused_rows.h"
+#include "row_codes_cuda.h"
 #include "transform_cuda.h"
 
 namespace lowbit::ops {
@@ -10,31 +10,8 @@ namespace {
 namespace fused = kernels::fused_rows;
 namespace quant = kernels::quantize;
 
-const float* floats(const OptTensor& t) {
-  return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr;
-}
-
-// The results of an op, and what the kernels are told of them.
-struct Results {
-  Tensor q, scale;
-  quant::Adjust adjust;
-  quant::Output to;
-
-  Results(const RowCodes& codes, const OnDevice& on)
-      : q(empty_cuda(codes.q, codes.q_dtype, on.device.index)),
-        scale(empty_cuda(codes.scale, ScalarType::Float, on.device.index)),
-        adjust{codes.index ? static_cast<const int32_t*>(codes.index->const_data_ptr()) : nullptr,
-               floats(codes.inverse_step), floats(codes.shift)},
-        to{codes.bytes ? quant::Codes::kInt8 : quant::Codes::kPacked4,
-           codes.bits,
-           codes.static_scale ? 0.f : codes.clip,
-           q.mutable_data_ptr(),
-           codes.q.back(),
-           codes.static_scale ? nullptr : static_cast<float*>(scale.mutable_data_ptr())} {}
-};
-
 fused::Params params_of(fused::Kind kind, const Tensor& x, DType dtype, int64_t rows, const RowCodes& codes,
-                        const Results& out) {
+                        const CodesOnCard& out) {
   fused::Params p{};
   p.kind = kind, p.x = x.const_data_ptr(), p.dtype = dtype, p.rows = rows, p.k = codes.n, p.k_out = codes.k;
   p.adjust = out.adjust, p.to = out.to;
@@ -47,7 +24,7 @@ void run(const char* op, const fused::Params& p, const OnDevice& on) {
 
 // Rows of x, or gates and ups, transformed, adjusted and quantised in one launch.
 void run_transformed(const char* op, const Tensor& x, DType dtype, int64_t rows, const RowCodes& codes,
-                     const Transform& t, const Results& out, const OnDevice& on,
+                     const Transform& t, const CodesOnCard& out, const OnDevice& on,
                      std::optional<kernels::Activation> gate = std::nullopt) {
   if (!rows) return;
   kernels::hadamard::Params p{};
@@ -64,7 +41,7 @@ Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_s
   check_same_device(op, {"x", x}, {{"inverse_step", inverse_step}, {"shift", shift}, {"index", index}});
   const StaticInput in(op, x, bits, inverse_step, shift, index, hadamard_block, unpacked);
   const OnDevice on(in.x, op);
-  const Results out(in.codes, on);
+  const CodesOnCard out(in.codes, on);
   if (in.transform)
     run_transformed(op, in.x, in.dtype, in.rows.count, in.codes, *in.transform, out, on);
   else run(op, params_of(fused::Kind::kPlain, in.x, in.dtype, in.rows.count, in.codes, out), on);
@@ -82,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_quantize(const Tensor& x, const Tens
   const NormInput in(op, x, weight, eps, bits, residual, index, shift, static_scale, clip, gain_offset,
                      unpacked);
   const OnDevice on(in.x, op);
-  const Results out(in.codes, on);
+  const CodesOnCard out(in.codes, on);
   Tensor sum = empty_cuda(in.sum, in.x.scalar_type(), on.device.index);
   fused::Params p = params_of(fused::Kind::kNorm, in.x, in.dtype, in.rows.count, in.codes, out);
   p.adjust.factor = static_cast<const float*>(in.weight.const_data_ptr());
@@ -103,7 +80,7 @@ std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, s
   const GatedInput in(op, gate_up, bits, activation, hadamard_block, inverse_step, shift, index, static_scale,
                       clip, unpacked);
   const OnDevice on(in.gate_up, op);
-  const Results out(in.codes, on);
+  const CodesOnCard out(in.codes, on);
   const auto activation_of = in.gelu ? kernels::Activation::kGeluTanh : kernels::Activation::kSilu;
   if (in.transform) {
     run_transformed(op, in.gate_up, in.dtype, in.rows.count, in.codes, *in.transform, out, on, activation_of);

@@ -1,4 +1,5 @@
 // The paged INT4 KV cache on the CPU: appending, with and without norm and RoPE, and decode attention.
+#include "fused_rows.h"
 #include "kv_paged.h"
 
 namespace lowbit::ops {
@@ -177,6 +178,32 @@ Tensor kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value
   return y;
 }
 
+// What kv4_attend and kv4_attend_quantize do alike: [B, heads * D].
+Tensor attend_step(const char* op, const Kv4Qkv& in, const Kv4Tables& tables, const Kv4Prefix& prefix,
+                   float softmax_scale) {
+  const Plan plan(op, tables, in.cache, in.tokens, 1, prefix.tokens > 0);
+  const int64_t page = in.cache.page;
+  cpu::Kv4AttentionParams p{};
+  p.cache = pages_of(in.cache, true), p.dtype = in.dtype, p.batch = in.tokens, p.heads = in.heads;
+  p.block_table = values<int32_t>(tables.block_table), p.max_pages = tables.max_pages;
+  p.softmax_scale = softmax_scale;
+  set_prefix(p, prefix);
+  std::vector<int64_t> slots(size_t(in.tokens));
+  for (int64_t b = 0; b < in.tokens; ++b) {
+    const int64_t at = plan.tokens[size_t(b)] - 1;
+    slots[size_t(b)] = p.block_table[b * p.max_pages + at / page] * page + at % page;
+  }
+  cpu::Kv4RopeParams rope = rope_params(in, slots.data());
+  Tensor y = empty({in.tokens, in.heads * in.d}, in.qkv.scalar_type());
+  Tensor q = empty({in.tokens, in.heads * in.d}, in.qkv.scalar_type());
+  rope.q = q.mutable_data_ptr(), rope.transform_q = true;
+  rope_rows(rope, in.tokens);
+  check_appended(op, "qkv", slots.data(), in.tokens, p.cache);
+  p.q = q.const_data_ptr(), p.y = y.mutable_data_ptr();
+  attend(p, plan, op);
+  return y;
+}
+
 Tensor kv4_attend(Tensor qkv, Tensor cos, Tensor sin, int64_t heads, int64_t kv_heads, Tensor key_codes,
                   Tensor key_params, Tensor value_codes, Tensor value_params, Tensor block_table,
                   Tensor lengths, double softmax_scale, OptTensor q_norm, OptTensor k_norm, double eps,
@@ -186,27 +213,24 @@ Tensor kv4_attend(Tensor qkv, Tensor cos, Tensor sin, int64_t heads, int64_t kv_
                   q_norm, k_norm, eps, clip, key_block);
   const Kv4Tables tables(op, in.tokens, block_table, lengths);
   const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
-  const Plan plan(op, tables, in.cache, in.tokens, 1, prefix.tokens > 0);
-  const int64_t page = in.cache.page;
-  cpu::Kv4AttentionParams p{};
-  p.cache = pages_of(in.cache, true), p.dtype = in.dtype, p.batch = in.tokens, p.heads = heads;
-  p.block_table = values<int32_t>(tables.block_table), p.max_pages = tables.max_pages;
-  p.softmax_scale = float(softmax_scale);
-  set_prefix(p, prefix);
-  std::vector<int64_t> slots(size_t(in.tokens));
-  for (int64_t b = 0; b < in.tokens; ++b) {
-    const int64_t at = plan.tokens[size_t(b)] - 1;
-    slots[size_t(b)] = p.block_table[b * p.max_pages + at / page] * page + at % page;
-  }
-  cpu::Kv4RopeParams rope = rope_params(in, slots.data());
-  Tensor y = empty({in.tokens, heads * in.d}, qkv.scalar_type());
-  Tensor q = empty({in.tokens, heads * in.d}, qkv.scalar_type());
-  rope.q = q.mutable_data_ptr(), rope.transform_q = true;
-  rope_rows(rope, in.tokens);
-  check_appended(op, "qkv", slots.data(), in.tokens, p.cache);
-  p.q = q.const_data_ptr(), p.y = y.mutable_data_ptr();
-  attend(p, plan, op);
-  return y;
+  return attend_step(op, in, tables, prefix, float(softmax_scale));
+}
+
+std::tuple<Tensor, Tensor> kv4_attend_quantize(
+    Tensor qkv, Tensor cos, Tensor sin, int64_t heads, int64_t kv_heads, Tensor key_codes, Tensor key_params,
+    Tensor value_codes, Tensor value_params, Tensor block_table, Tensor lengths, double softmax_scale,
+    int64_t bits, OptTensor q_norm, OptTensor k_norm, double eps, double clip,
+    std::optional<int64_t> key_block, OptTensor prefix_k, OptTensor prefix_v, OptTensor inverse_step,
+    OptTensor shift, OptTensor index, bool static_scale, double code_clip, bool unpacked) {
+  constexpr const char* op = "kv4_attend_quantize";
+  const Kv4Qkv in(op, qkv, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params,
+                  q_norm, k_norm, eps, clip, key_block);
+  const Kv4Tables tables(op, in.tokens, block_table, lengths);
+  const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
+  const RowCodes codes(op, {in.tokens, heads * in.d}, heads * in.d, bits, index, inverse_step, shift,
+                       static_scale, code_clip, unpacked);
+  const Tensor y = attend_step(op, in, tables, prefix, float(softmax_scale));
+  return code_rows(op, "qkv", y, in.dtype, codes);
 }
 
 }  // namespace
@@ -218,4 +242,5 @@ STABLE_TORCH_LIBRARY_IMPL(lowbit, CPU, m) {
   m.impl("kv4_rope_append", TORCH_BOX(&kv4_rope_append));
   m.impl("kv4_attention", TORCH_BOX(&kv4_attention));
   m.impl("kv4_attend", TORCH_BOX(&kv4_attend));
+  m.impl("kv4_attend_quantize", TORCH_BOX(&kv4_attend_quantize));
 }

@@ -2,8 +2,8 @@
 // block tables and lengths are not checked. A slot that the cache does not have is skipped, a length is cut
 // to the pages of its row of the table; a page number in use has to be right. LOWBIT_CHECKED is the CPU's.
 #include "../kernels/kv_cache/config.h"
-#include "cuda.h"
 #include "kv_paged.h"
+#include "row_codes_cuda.h"
 
 namespace lowbit::ops {
 namespace {
@@ -69,7 +69,7 @@ void attend(const char* op, kv::AttentionParams& p, const OnDevice& on) {
     if (p.pages.d == d) {
       const kv::AttentionChoice c = kv::choose(p, on.device);
       std::vector<Tensor> kept;
-      if (c.partial_floats) {
+      if (c.tickets) {
         kept.push_back(empty_cuda({c.partial_floats}, ScalarType::Float, on.device.index));
         p.partial = static_cast<float*>(kept.back().mutable_data_ptr());
         p.tickets = zeroed_tickets(c.tickets, on.device.index, kept);
@@ -184,6 +184,29 @@ Tensor kv4_attention(Tensor q_in, Tensor key_codes, Tensor key_params, Tensor va
   return y;
 }
 
+// What kv4_attend and kv4_attend_quantize do alike. out: codes of the rows, from the same launch; or null.
+Tensor attend_step(const char* op, const Kv4Qkv& in, const Kv4Tables& tables, const Kv4Prefix& prefix,
+                   double softmax_scale, const OnDevice& on, const RowCodes* codes, const CodesOnCard* out) {
+  const int64_t columns = in.heads * in.d;
+  Tensor y = empty_cuda({in.tokens, columns}, in.qkv.scalar_type(), on.device.index);
+  const Tensor qkv = aligned(in.qkv);
+  std::vector<Tensor> kept;
+  kv::AttentionParams p{};
+  p.dtype = in.dtype, p.batch = count_of(op, "sequences", in.tokens);
+  p.heads = count_of(op, "heads", in.heads), p.q = qkv.const_data_ptr(), p.y = y.mutable_data_ptr();
+  p.softmax_scale = float(softmax_scale), p.append = true, p.clip = in.clip;
+  p.rotation = rotation_of(in, kept), p.pages = pages_of(op, in.cache);
+  set_tables(op, p, tables, {"qkv", in.qkv});
+  set_prefix(op, p, prefix, {"qkv", in.qkv}, kept);
+  if (out) {
+    check(codes->k > 0 && codes->k < (int64_t(1) << 30) && columns < (int64_t(1) << 30), op, ": ", columns,
+          " values and ", codes->k, " codes in a row, expected 1 to 2^30 on CUDA");
+    p.adjust = out->adjust, p.codes = out->to, p.columns = int32_t(codes->k);
+  }
+  attend(op, p, on);
+  return y;
+}
+
 Tensor kv4_attend(Tensor qkv_in, Tensor cos, Tensor sin, int64_t heads, int64_t kv_heads, Tensor key_codes,
                   Tensor key_params, Tensor value_codes, Tensor value_params, Tensor block_table,
                   Tensor lengths, double softmax_scale, OptTensor q_norm, OptTensor k_norm, double eps,
@@ -195,18 +218,29 @@ Tensor kv4_attend(Tensor qkv_in, Tensor cos, Tensor sin, int64_t heads, int64_t 
   const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
   check_qkv(op, in);
   const OnDevice on(in.qkv, op);
-  Tensor y = empty_cuda({in.tokens, heads * in.d}, qkv_in.scalar_type(), on.device.index);
-  const Tensor qkv = aligned(in.qkv);
-  std::vector<Tensor> kept;
-  kv::AttentionParams p{};
-  p.dtype = in.dtype, p.batch = count_of(op, "sequences", in.tokens);
-  p.heads = count_of(op, "heads", heads), p.q = qkv.const_data_ptr(), p.y = y.mutable_data_ptr();
-  p.softmax_scale = float(softmax_scale), p.append = true, p.clip = in.clip;
-  p.rotation = rotation_of(in, kept), p.pages = pages_of(op, in.cache);
-  set_tables(op, p, tables, {"qkv", in.qkv});
-  set_prefix(op, p, prefix, {"qkv", in.qkv}, kept);
-  attend(op, p, on);
-  return y;
+  return attend_step(op, in, tables, prefix, softmax_scale, on, nullptr, nullptr);
+}
+
+std::tuple<Tensor, Tensor> kv4_attend_quantize(
+    Tensor qkv_in, Tensor cos, Tensor sin, int64_t heads, int64_t kv_heads, Tensor key_codes,
+    Tensor key_params, Tensor value_codes, Tensor value_params, Tensor block_table, Tensor lengths,
+    double softmax_scale, int64_t bits, OptTensor q_norm, OptTensor k_norm, double eps, double clip,
+    std::optional<int64_t> key_block, OptTensor prefix_k, OptTensor prefix_v, OptTensor inverse_step,
+    OptTensor shift, OptTensor index, bool static_scale, double code_clip, bool unpacked) {
+  constexpr const char* op = "kv4_attend_quantize";
+  const Kv4Qkv in(op, qkv_in, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params,
+                  q_norm, k_norm, eps, clip, key_block);
+  const Kv4Tables tables(op, in.tokens, block_table, lengths);
+  const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
+  check_qkv(op, in);
+  check_same_device(op, {"qkv", in.qkv},
+                    {{"inverse_step", inverse_step}, {"shift", shift}, {"index", index}});
+  const RowCodes codes(op, {in.tokens, heads * in.d}, heads * in.d, bits, index, inverse_step, shift,
+                       static_scale, code_clip, unpacked);
+  const OnDevice on(in.qkv, op);
+  const CodesOnCard out(codes, on);
+  attend_step(op, in, tables, prefix, softmax_scale, on, &codes, &out);
+  return {out.q, out.scale};
 }
 
 }  // namespace
@@ -217,4 +251,5 @@ STABLE_TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {
   m.impl("kv4_rope_append", TORCH_BOX(&lowbit::ops::kv4_rope_append));
   m.impl("kv4_attention", TORCH_BOX(&lowbit::ops::kv4_attention));
   m.impl("kv4_attend", TORCH_BOX(&lowbit::ops::kv4_attend));
+  m.impl("kv4_attend_quantize", TORCH_BOX(&lowbit::ops::kv4_attend_quantize));
 }

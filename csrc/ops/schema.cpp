@@ -67,4 +67,11 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "Tensor(b!) key_params, Tensor(c!) value_codes, Tensor(d!) value_params, Tensor block_table, "
       "Tensor lengths, float softmax_scale, Tensor? q_norm=None, Tensor? k_norm=None, float eps=1e-6, "
       "float clip=1.0, int? key_block=None, Tensor? prefix_k=None, Tensor? prefix_v=None) -> Tensor");
+  m.def(
+      "kv4_attend_quantize(Tensor qkv, Tensor cos, Tensor sin, int heads, int kv_heads, "
+      "Tensor(a!) key_codes, Tensor(b!) key_params, Tensor(c!) value_codes, Tensor(d!) value_params, "
+      "Tensor block_table, Tensor lengths, float softmax_scale, int bits, Tensor? q_norm=None, "
+      "Tensor? k_norm=None, float eps=1e-6, float clip=1.0, int? key_block=None, Tensor? prefix_k=None, "
+      "Tensor? prefix_v=None, Tensor? inverse_step=None, Tensor? shift=None, Tensor? index=None, "
+      "bool static_scale=False, float code_clip=1.0, bool unpacked=False) -> (Tensor q, Tensor scale)");
 }

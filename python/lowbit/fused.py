@@ -1,10 +1,10 @@
 """The fused decoder: a layer of quantised linears as eight calls per step.
 
-    RMSNorm -> codes | q, k, v | RoPE -> append -> attend | o + residual
+    RMSNorm -> codes | q, k, v | RoPE -> append -> attend -> codes | o + residual
     RMSNorm -> codes | gate, up | SiLU -> Hadamard -> codes | down + residual
 
-A call is a kernel; on CUDA o_proj's input is quantised in a launch apart from its product, and a product whose
-work is split clears its tickets on top of that, a memset.
+A call is a kernel, on CUDA a launch; there a product whose work is split and the attention clear their tickets
+on top of that, a memset each.
 
 Linears that share an input are one product; activations cross memory as codes, and residuals are added in the
 products' epilogues. Static layers (MergeQuant, arXiv 2503.07654) need no scale per token; dynamic ones
@@ -106,6 +106,13 @@ class Coder:
         )  # fmt: skip
         return q, None if self.static else scale
 
+    def attended(self, qkv: Tensor) -> dict:
+        """The arguments with which `kv4_attend_quantize` makes the codes of what qkv [T, ...] leads to."""
+        return dict(
+            bits=self.bits, inverse_step=self.inverse_step, shift=self.shift, index=self.index,
+            static_scale=self.static, code_clip=self.clip, unpacked=self.unpacked(qkv),
+        )  # fmt: skip
+
     def fold_gain(self, gain: Tensor) -> Tensor:
         """The gain [K] of a norm, gathered, with the steps in it: fp32 [K']."""
         gain = gain.detach().float()
@@ -203,11 +210,15 @@ class FusedLayer:
         self.softmax_scale = float(attention.scaling)
         self.activation = activation
 
-    def __call__(self, h: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """h [T, d] -> [T, d]; attend(qkv [T, (Hq + 2 Hkv) D]) -> [T, Hq D]."""
+    def __call__(self, h: Tensor, attend: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]) -> Tensor:
+        """h [T, d] -> [T, d]; attend(qkv [T, (Hq + 2 Hkv) D]) -> [T, Hq D], or codes and scales of that."""
         q, scale = self.qkv.coder.norm(h, self.input_gain, self.input_eps)
         qkv = self.qkv(q, scale, h.dtype)  # [T, (Hq + 2 Hkv) D]
-        h = self.o.from_float(attend(qkv), h)
+        y = attend(qkv)
+        if isinstance(y, Tensor):
+            h = self.o.from_float(y, h)
+        else:
+            h = self.o(y[0], None if self.o.coder.static else y[1], h.dtype, h)
         q, scale = self.gate_up.coder.norm(h, self.mlp_gain, self.mlp_eps)
         gate_up = self.gate_up(q, scale, h.dtype)  # [T, 2 F]
         q, scale = self.down.coder.gated(gate_up, self.activation)

@@ -280,3 +280,30 @@ class PagedKv4Cache:
             qkv, cos, sin, heads, self.kv_heads, *self._pools[layer], *tables, softmax_scale,
             q_norm, k_norm, eps, self.clip, self.key_block, *self._exact(layer),
         )  # fmt: skip
+
+    def attend_quantize(
+        self,
+        layer: int,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        heads: int,
+        tables: Tables,
+        softmax_scale: float,
+        bits: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
+        inverse_step: Tensor | None = None,
+        shift: Tensor | None = None,
+        index: Tensor | None = None,
+        static_scale: bool = False,
+        code_clip: float = 1.0,
+        unpacked: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """`kv4_attend_quantize` with the tables of `step`: codes and scales of [B, heads * head_dim]."""
+        return ops.kv4_attend_quantize(
+            qkv, cos, sin, heads, self.kv_heads, *self._pools[layer], *tables, softmax_scale, bits,
+            q_norm, k_norm, eps, self.clip, self.key_block, *self._exact(layer),
+            inverse_step, shift, index, static_scale, code_clip, unpacked,
+        )  # fmt: skip

@@ -52,6 +52,25 @@ Rotation rotation_of(const py::dict& r, Buffers& buffers) {
   return out;
 }
 
+// index, factor, shift: empty arrays for none; q, scale (empty: static), bits, clip; layout "int8", else
+// packed.
+void set_codes(AttentionParams& p, const py::dict& c, Buffers& buffers) {
+  const auto array = [&](const char* name) { return py::array(c[name]); };
+  p.adjust = {optional<const int32_t>(array("index")), optional<const float>(array("factor")),
+              optional<const float>(array("shift"))};
+  for (const char* name : {"index", "factor", "shift"}) add(buffers, bind::read(name, array(name)));
+  const py::array q = array("q"), scale = array("scale");
+  p.columns = p.adjust.index ? int32_t(array("index").size()) : p.heads * p.pages.d;
+  const bool bytes = py::cast<std::string>(c["layout"]) == "int8";
+  p.codes = {bytes ? quantize::Codes::kInt8 : quantize::Codes::kPacked4,
+             py::cast<int>(c["bits"]),
+             py::cast<float>(c["clip"]),
+             bind::pointer<void>(q),
+             q.shape(1),
+             optional<float>(scale)};
+  add(buffers, bind::write("codes", q)), add(buffers, bind::write("scale", scale));
+}
+
 template <int kHead>
 void run_attention(const AttentionLaunch& a) {
   if (a.p.append) kv4_attention_kernel<kHead, true>(a);
@@ -83,13 +102,14 @@ LOWBIT_EMU_BIND(attention) {
 
   // q [batch, heads, d], or with `rotation` [batch, (heads + 2 kv_heads) d] whose token is appended.
   // Settings: softmax_scale, clip; sm, multiprocessors, shared_bytes of the card; prefix: keys and values of
-  // exact tokens, [2, tokens, kv_heads, d].
+  // exact tokens, [2, tokens, kv_heads, d]; codes: see set_codes, or not there.
   m.def("kv4_attention", [](py::array q, const std::string& dtype, int batch, int heads,
                             const py::dict& cache, py::array table, py::array lengths,
                             const py::object& rotation, py::array y, const py::dict& settings,
                             const py::dict& options) {
+    const bool coded = settings.contains("codes");
     Buffers buffers{bind::read("q", q), bind::read("table", table), bind::read("lengths", lengths),
-                    bind::write("y", y)};
+                    coded ? bind::read_write("y", y) : bind::write("y", y)};
     AttentionParams p{};
     p.dtype = dtype_of(dtype), p.batch = batch, p.heads = heads;
     p.q = bind::pointer<const void>(q), p.y = bind::pointer<void>(y);
@@ -102,6 +122,7 @@ LOWBIT_EMU_BIND(attention) {
     p.prefix_value = p.prefix_key + prefix.size() / 2;
     add(buffers, bind::read("prefix", prefix));
     p.pages = pages_of(cache, buffers);
+    if (coded) set_codes(p, py::cast<py::dict>(settings["codes"]), buffers);
     if (p.append) p.rotation = rotation_of(py::cast<py::dict>(rotation), buffers);
     const Device device{py::cast<int>(settings["sm"]), py::cast<int>(settings["multiprocessors"]),
                         py::cast<int>(settings["shared_bytes"]), 0};
@@ -110,10 +131,9 @@ LOWBIT_EMU_BIND(attention) {
     p.partial = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(room.data()) + 15) / 16 * 16);
     std::vector<uint32_t> tickets(size_t(c.tickets));
     p.tickets = tickets.data();
-    if (c.splits > 1) {
+    if (c.splits > 1)
       buffers.push_back({"partial", p.partial, size_t(c.partial_floats) * 4, emu::Access::kWrite});
-      buffers.push_back({"tickets", p.tickets, tickets.size() * 4, emu::Access::kReadWrite});
-    }
+    if (c.tickets) buffers.push_back({"tickets", p.tickets, tickets.size() * 4, emu::Access::kReadWrite});
     emu::LaunchConfig config;
     config.grid_x = int(c.sequences), config.grid_y = c.blocks_per_sequence, config.block = kThreads,
     config.smem_bytes = uint32_t(c.shared);

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from tests.oracle import codec, fused
+from tests.oracle import ops as oracle
+
 from . import kv_pages as kv
 from . import rows as r
 
@@ -45,15 +48,17 @@ class Batch:
         held = self.table[b][self.table[b] >= 0].astype(np.int64)
         return (held[:, None] * page + np.arange(page)).ravel()
 
-    def run(self, emulated, rotation=None, sm=80, clip=1.0, multiprocessors=None, **options):
-        """(y [batch, heads, d], report)."""
+    def run(self, emulated, rotation=None, sm=80, clip=1.0, multiprocessors=None, codes=None, **options):
+        """(y [batch, heads, d], report). codes: the buffers and settings of rows that leave as codes."""
         y = r.raw(len(self.lengths) * self.heads * self.d * self.q.itemsize)
         card = dict(zip(("sm", "multiprocessors", "shared_bytes"), CARDS[sm], strict=True))
         card["multiprocessors"] = multiprocessors or card["multiprocessors"]
         report = emulated.kv4_attention(
             kv.stored(self.q), self.dtype, len(self.lengths), self.heads, self.cache.arrays, self.table,
             self.lengths, rotation, y,
-            {"softmax_scale": self.scale, "clip": clip, "prefix": self.prefix, **card}, options,
+            {"softmax_scale": self.scale, "clip": clip, "prefix": self.prefix, **card}
+            | ({} if codes is None else {"codes": codes}),
+            options,
         )  # fmt: skip
         return y.view(self.q.dtype).reshape(-1, self.heads, self.d), report
 
@@ -352,3 +357,43 @@ def test_attend_without_room(emulated):
     y, _ = batch.run(emulated, kv.rotation(2, 64, 0, False, 1))
     assert kv.same(before, batch.cache.arrays) and not y[1].astype(F32).any()
     check(y, batch)
+
+
+CODED = [(4, "packed", False), (4, "int8", True), (8, "int8", False)]
+
+
+@pytest.mark.parametrize("dtype", r.DTYPES)
+@pytest.mark.parametrize(("bits", "layout", "static"), CODED)
+@pytest.mark.parametrize("gathered", [False, True])
+def test_attend_to_codes_is_attend_and_a_quantiser(emulated, bits, layout, static, gathered, dtype):
+    """The codes and scales of the rows that the attention leaves, from the same launch, for any schedule."""
+    lengths = np.array((0, 300, 700))
+    rng = np.random.default_rng(bits)
+    make = lambda: Batch(lengths, 20, 2, 64, 64, dtype, seed=5, fresh=True, prefix=1)  # noqa: E731
+    rotation = kv.rotation(3, 64, 64, True, 64)
+    want, _ = make().run(emulated, rotation)
+    rows, k = want.reshape(3, -1).astype(F32), 20 * 64
+    index = rng.integers(0, k, 1001 if gathered else 0).astype(np.int32)
+    columns = len(index) or k
+    factor = rng.uniform(5, 9, columns).astype(F32) if static else np.empty(0, F32)
+    shift = rng.standard_normal(columns).astype(F32)
+    v = rows[:, index] if gathered else rows
+    v = (v * factor if static else v) - shift
+    if static:
+        codes, scale = fused.static_codes(v, bits), np.empty(0, F32)
+    else:
+        codes, scale = oracle.quantize_exact(v, bits, 0.9)
+    expected = codec.pack_nibbles(codes) if layout == "packed" else codes.astype(np.int8).view(np.uint8)
+    for multiprocessors in (1, 3, None):
+        held = {name: kv.stored(x).view(x.dtype) for name, x in
+                (("index", index), ("factor", factor), ("shift", shift))}  # fmt: skip
+        q = r.raw(expected.size).reshape(expected.shape)
+        out = {"q": q, "scale": r.raw(4 * scale.size).view(F32), "bits": bits, "layout": layout}
+        out |= {"clip": 0.0 if static else 0.9}
+        y, report = make().run(
+            emulated, rotation, codes=held | out, multiprocessors=multiprocessors, seed=columns
+        )
+        assert report["groups"] == 2 and y.tobytes() == want.tobytes()
+        np.testing.assert_array_equal(q.view(np.uint8), expected)
+        np.testing.assert_array_equal(out["scale"], scale)
+        assert report["buffers"]["codes"]["write_max"] == 1

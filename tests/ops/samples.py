@@ -273,6 +273,18 @@ def _kv4_attend() -> Iterator[Sample]:
     yield (*args, None, None, 1e-6, 1.0, 2), (out, *want.arrays())
 
 
+def _kv4_attend_quantize() -> Iterator[Sample]:
+    for args, (out, *caches) in _kv4_attend():
+        index, step, shift = _columns(29, 320)
+        v = fused.scaled(out, index.numpy(), step.numpy(), shift.numpy())
+        options = (*args[12:], None, None, step, shift, index)
+        for bits, static, unpacked in ((4, True, True), (8, False, False)):
+            q, scale = fused.coded(v, 8 if unpacked else bits, static, 1.0)
+            if unpacked:
+                q = fused.static_codes(v, bits).astype(np.int8)
+            yield (*args[:12], bits, *options, static, 1.0, unpacked), (q, scale, *caches)
+
+
 def _columns(k: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
     """index, inverse step and shift of k columns."""
     rng = np.random.default_rng(k)
@@ -344,6 +356,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Sample]]] = {
     "kv4_rope_append": _kv4_rope_append,
     "kv4_attention": _kv4_attention,
     "kv4_attend": _kv4_attend,
+    "kv4_attend_quantize": _kv4_attend_quantize,
 }
 
 

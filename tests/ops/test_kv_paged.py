@@ -340,6 +340,39 @@ def test_attend_is_the_composition_of_its_parts(case, norms, isa):
     check(two, got.view(tokens, case.heads, d))
 
 
+CODES = [(4, False, True), (4, True, False), (8, False, False), (8, True, True)]
+
+
+@pytest.mark.parametrize("bits,static,unpacked", CODES)
+@pytest.mark.parametrize("case", [COMPOSED[1], COMPOSED[2], COMPOSED[5]], ids=str)
+def test_attend_quantize_is_the_composition_of_its_parts(case, bits, static, unpacked, isa):
+    """The codes of a row, gathered and shifted, and all that is left in the cache."""
+    case = dataclasses.replace(case, lengths=(0, 1, 255, 600))
+    one, two = make(case), make(case)
+    g = torch.Generator().manual_seed(2)
+    qkv = torch.randn(4, (case.heads + 2 * case.kv_heads) * case.d, generator=g).to(one.q.dtype)
+    args = (qkv, *rotation(4, case.d // 2 * 2), case.heads, case.kv_heads)
+    options = (None, None, 1e-6, case.clip, case.key_block, *(one.prefix or (None, None)))
+    columns = case.heads * case.d + 5
+    index = torch.randint(case.heads * case.d, (columns,), generator=g).int()
+    shift, step = torch.randn(2, columns, generator=g)
+    rest = (step.abs() * 9 if static else None, shift, index, static, 1.0 if static else 0.8, unpacked)
+    tables = (one.table, one.lengths, case.d**-0.5)
+    got = OPS.kv4_attend_quantize(*args, *one.caches, *tables, bits, *options, *rest)
+    y = OPS.kv4_attend(*args, *two.caches, *tables, *options)
+    if static:
+        want = OPS.quantize_static(y, bits, rest[0], shift, index, None, unpacked)
+        assert got[1].shape == (0,)
+    else:
+        v = y.float()[:, index.long()] - shift
+        want, scale = (OPS.quantize_int4 if bits == 4 else OPS.quantize_int8)(v, 0.8)
+        want = OPS.unpack_int4(want, columns) if bits == 4 and unpacked else want
+        compare.exact(got[1], scale)
+    compare.exact(got[0], want)
+    for a, b in zip(one.caches, two.caches, strict=True):
+        compare.exact(a, b, nan_equal=True)
+
+
 def test_a_prefix_takes_part_in_the_softmax_of_every_sequence(isa):
     """A key of nothing and a value of nothing take their share; where they score far above, all of it."""
     batch = make(Case(lengths=(300, 1, 0)))

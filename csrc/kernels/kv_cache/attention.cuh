@@ -8,6 +8,7 @@
 //   softmax   a warp per head: max, sum, weights = probability * scale of the value, in fp16 halves
 //   weigh     values (m16 x k16, transposed by ldmatrix) times weights (n8): a warp per 32 elements
 //   finish    out, or into the workspace for the last block of the sequence to merge
+//   codes     where they are wanted: the row that all heads have left, by the last of their blocks
 //
 // A nibble is an fp16 by itself: the subnormal code * 2^-24, or 16 times that one nibble higher. Tensor cores
 // multiply subnormals exactly. So decoding is one AND for two codes; the powers of two come off in fp32.
@@ -16,6 +17,7 @@
 #include "../../ptx/ldmatrix.h"
 #include "../../ptx/mma.h"
 #include "merge.cuh"
+#include "row_codes.cuh"
 
 namespace lowbit::kernels::kv_cache {
 
@@ -190,12 +192,11 @@ kv4_attention_kernel(const AttentionLaunch a) {
   w.total = kAppend && length >= 0 && length < room ? w.stored + 1 : w.stored;
   w.splits = w.total == 0 && p.prefix > 0 ? 1 : ceil_div(w.total, kSplit);
   const int blocks = w.splits < step ? w.splits : step;
-  if (mine >= blocks) {
-    if (mine > 0) return;
+  if (mine >= blocks && mine > 0) return;
+  if (w.splits == 0) {
     const float none[4] = {};  // no token at all
     for (int i = 4 * ptx::thread_index(); i < w.heads * kHead; i += 4 * kThreads)
       write_out(w, p, i / kHead, i % kHead, none);
-    return;
   }
   float* partial = p.partial + int64_t(item) * a.c.splits * split_floats(a.c.per_group, kHead);
   LOWBIT_NO_UNROLL
@@ -220,8 +221,14 @@ kv4_attention_kernel(const AttentionLaunch a) {
     add_parts(w, acc);
     write_split(w, p, prefix, partial + split * split_floats(a.c.per_group, kHead), a.c.per_group, acc);
   }
-  if (w.splits == 1) return;
-  if (last_to_finish(p.tickets + item, blocks, w.flag())) merge(w, p, partial, a.c.per_group);
+  if (w.splits > 1) {
+    if (!last_to_finish(p.tickets + item, blocks, w.flag())) return;
+    merge(w, p, partial, a.c.per_group);
+  }
+  if constexpr (kAppend)
+    if (p.codes.q)
+      if (last_to_finish(p.tickets + a.c.row_tickets + w.sequence, p.pages.kv_heads * a.c.groups, w.flag()))
+        code_row(w, a);
 }
 
 }  // namespace lowbit::kernels::kv_cache

@@ -73,7 +73,11 @@ struct AttentionChoice {
   int64_t sequences;        // times kv heads times groups
   int blocks_per_sequence;  // each does every so many-th split
   int shared;
-  int64_t partial_floats, tickets;  // workspace; none where there is one split
+  int64_t partial_floats, tickets;  // workspace; none where there is one split and no row of codes
+  int64_t row_tickets;              // where those of the rows begin
+  Team code_team;                   // a block per row
+  int32_t code_chunks;
+  bool wide_codes;
 };
 
 // What the attention kernel leaves behind for a split of a group: max and sum of each head (and two floats
@@ -98,6 +102,14 @@ inline AttentionChoice choose(const AttentionParams& p, const Device& device) {
   if (c.splits > 1) {
     c.partial_floats = c.sequences * c.splits * split_floats(c.per_group, p.pages.d);
     c.tickets = c.sequences;
+  }
+  c.row_tickets = c.tickets;
+  if (p.codes.q) {
+    c.tickets += p.batch;
+    c.code_chunks = int32_t(quantize::chunks_of(p.codes, p.columns));
+    const int held = kThreads * quantize::kLongVectors;
+    c.code_team = {quantize::kLongVectors, kThreads, 1, int32_t(ceil_div(c.code_chunks, held))};
+    c.wide_codes = quantize::wide_codes(p.codes);
   }
   return c;
 }

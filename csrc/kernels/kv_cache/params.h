@@ -3,8 +3,9 @@
 
 #include <cstdint>
 
-#include "../common/device.h"
 #include "../../numeric/dtype.h"
+#include "../common/device.h"
+#include "../quantize/params.h"
 
 namespace lowbit::kernels::kv_cache {
 
@@ -75,6 +76,10 @@ struct AttentionParams {
   const float *prefix_key, *prefix_value;
   int32_t prefix;  // at most kMaxPrefix
   Pages pages;
+  // Appending: the rows of y to codes in the same launch, where codes.q is not null.
+  quantize::Adjust adjust;
+  quantize::Output codes;
+  int32_t columns;  // of codes
   // workspace (config.h)
   float* partial;
   uint32_t* tickets;  // zero before and after

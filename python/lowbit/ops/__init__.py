@@ -23,6 +23,7 @@ NAMES = (
     "int8_linear",
     "kv4_append",
     "kv4_attend",
+    "kv4_attend_quantize",
     "kv4_attention",
     "kv4_dequantize",
     "kv4_quantize",
@@ -53,6 +54,7 @@ int4_linear = torch.ops.lowbit.int4_linear
 int8_linear = torch.ops.lowbit.int8_linear
 kv4_append = torch.ops.lowbit.kv4_append
 kv4_attend = torch.ops.lowbit.kv4_attend
+kv4_attend_quantize = torch.ops.lowbit.kv4_attend_quantize
 kv4_attention = torch.ops.lowbit.kv4_attention
 kv4_dequantize = torch.ops.lowbit.kv4_dequantize
 kv4_quantize = torch.ops.lowbit.kv4_quantize

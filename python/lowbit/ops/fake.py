@@ -329,3 +329,36 @@ def _(
     prefix_v: Tensor | None = None,
 ) -> Tensor:
     return qkv.new_empty((qkv.shape[0], qkv.shape[1] // (heads + 2 * kv_heads) * heads))
+
+
+@_fake("kv4_attend_quantize")
+def _(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    key_codes: Tensor,
+    key_params: Tensor,
+    value_codes: Tensor,
+    value_params: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    softmax_scale: float,
+    bits: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    clip: float = 1.0,
+    key_block: int | None = None,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    inverse_step: Tensor | None = None,
+    shift: Tensor | None = None,
+    index: Tensor | None = None,
+    static_scale: bool = False,
+    code_clip: float = 1.0,
+    unpacked: bool = False,
+) -> tuple[Tensor, Tensor]:
+    n = qkv.shape[1] // (heads + 2 * kv_heads) * heads
+    return _coded(qkv, n, bits, index, static_scale, unpacked)

@@ -4,7 +4,7 @@ Each function has the signature of the `torch.ops.lowbit` op of the same name an
 contract promises it, the same bits. Nothing here is used by the fast path; tests compare the two.
 """
 
-from .attention import kv4_append, kv4_attend, kv4_attention, kv4_rope_append
+from .attention import kv4_append, kv4_attend, kv4_attend_quantize, kv4_attention, kv4_rope_append
 from .fp4 import fp4_linear, quantize_fp4
 from .fp_gemm import (
     dequantize_fp_weight,
@@ -45,6 +45,7 @@ __all__ = [
     "int8_linear",
     "kv4_append",
     "kv4_attend",
+    "kv4_attend_quantize",
     "kv4_attention",
     "kv4_dequantize",
     "kv4_quantize",

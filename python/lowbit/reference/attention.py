@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .fused import exponential, inverse_rms
+from .fused import codes_of, exponential, inverse_rms, scaled
 from .kv_cache import kv4_dequantize, kv4_quantize
 from .transform import hadamard
 
@@ -160,3 +160,39 @@ def kv4_attend(
     q = q if key_block is None else hadamard(q, key_block**-0.5, key_block)
     y = kv4_attention(q, *caches, block_table, lengths + 1, softmax_scale, prefix_k, prefix_v)
     return y.flatten(1)
+
+
+def kv4_attend_quantize(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    key_codes: Tensor,
+    key_params: Tensor,
+    value_codes: Tensor,
+    value_params: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    softmax_scale: float,
+    bits: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    clip: float = 1.0,
+    key_block: int | None = None,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    inverse_step: Tensor | None = None,
+    shift: Tensor | None = None,
+    index: Tensor | None = None,
+    static_scale: bool = False,
+    code_clip: float = 1.0,
+    unpacked: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`kv4_attend`, and the codes and scales that `quantize_static` or a quantiser per token makes of it."""
+    y = kv4_attend(
+        qkv, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params, block_table,
+        lengths, softmax_scale, q_norm, k_norm, eps, clip, key_block, prefix_k, prefix_v,
+    )  # fmt: skip
+    return codes_of(scaled(y.float(), index, inverse_step, shift), bits, static_scale, code_clip, unpacked)

@@ -74,7 +74,7 @@ def _static_codes(v: Tensor, bits: int, unpacked: bool) -> Tensor:
     return pack_int4(q) if bits == 4 and not unpacked else q
 
 
-def _codes(
+def codes_of(
     v: Tensor, bits: int, static_scale: bool, clip: float, unpacked: bool
 ) -> tuple[Tensor, Tensor]:
     if static_scale:
@@ -83,7 +83,7 @@ def _codes(
     return unpack_int4(q, v.shape[-1]) if bits == 4 and unpacked else q, scale
 
 
-def _scaled(v: Tensor, index: Tensor | None, inverse_step: Tensor | None, shift: Tensor | None) -> Tensor:
+def scaled(v: Tensor, index: Tensor | None, inverse_step: Tensor | None, shift: Tensor | None) -> Tensor:
     v = v if index is None else v[..., index.long()]
     v = v if inverse_step is None else v * inverse_step
     return v if shift is None else v - shift
@@ -100,7 +100,7 @@ def quantize_static(
 ) -> Tensor:
     """Codes of hadamard(x)[index] * inverse_step - shift; the scale is already in inverse_step."""
     v = _transform(x.float(), hadamard_block)
-    return _static_codes(_scaled(v, index, inverse_step, shift), bits, unpacked)
+    return _static_codes(scaled(v, index, inverse_step, shift), bits, unpacked)
 
 
 def rms_norm_quantize(
@@ -124,8 +124,8 @@ def rms_norm_quantize(
     inverse = inverse_rms(s, eps)
     gain = weight if gain_offset == 0 else weight + torch.tensor(gain_offset, dtype=f)
     s = s if index is None else s[..., index.long()]
-    v = _scaled((s * inverse.unsqueeze(-1)) * gain, None, None, shift)
-    return *_codes(v, bits, static_scale, clip, unpacked), total
+    v = scaled((s * inverse.unsqueeze(-1)) * gain, None, None, shift)
+    return *codes_of(v, bits, static_scale, clip, unpacked), total
 
 
 def gated_quantize(
@@ -143,4 +143,4 @@ def gated_quantize(
     """(codes, scale) of hadamard(activation(gate) * up)[index] * inverse_step - shift."""
     gate, up = gate_up.float().chunk(2, -1)
     v = _transform(_activation(gate, activation) * up, hadamard_block)
-    return _codes(_scaled(v, index, inverse_step, shift), bits, static_scale, clip, unpacked)
+    return codes_of(scaled(v, index, inverse_step, shift), bits, static_scale, clip, unpacked)

@@ -215,15 +215,16 @@ class FusedDecoder:
     def _layers(
         self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor, table: Tensor, lengths: Tensor
     ) -> Tensor:
+        def attend(i: int, layer: FusedLayer, qkv: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            """One token per sequence: qkv [B, (Hq + 2 Hkv) D] -> [B, Hq D], or the codes of that."""
+            args = (i, qkv, cos, sin, self.heads, (table, lengths), layer.softmax_scale)
+            norms = dict(q_norm=layer.q_norm, k_norm=layer.k_norm, eps=layer.head_eps)
+            if layer.o.coder.hadamard_block is not None:
+                return cache.pages.attend(*args, **norms)
+            return cache.pages.attend_quantize(*args, **norms, **layer.o.coder.attended(qkv))
+
         for i, layer in enumerate(self.layers):
-            # one token per sequence: qkv [B, (Hq + 2 Hkv) D] -> [B, Hq D]
-            h = layer(
-                h,
-                lambda qkv, i=i, layer=layer: cache.pages.attend(
-                    i, qkv, cos, sin, self.heads, (table, lengths), layer.softmax_scale, layer.q_norm,
-                    layer.k_norm, layer.head_eps,
-                ),
-            )  # fmt: skip
+            h = layer(h, functools.partial(attend, i, layer))
         return h
 
     def _prompt(self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor, pads: list[int]) -> Tensor:
