@@ -21,6 +21,10 @@ EDITS = [
     (_ATTENTION, "while (p.first_split[b + 1] <= split) ++b;", "while (p.first_split[b + 1] < split) ++b;"),
     (_ATTENTION, "multiply_add(acc[h][j], v, weight[h][at]);", "multiply_add(acc[h][j], v, weight[0][at]);"),
     (_EXP, "set1(1.3981999507e-3f)", "set1(1.3981999507e-2f)"),
+    # exact tokens before the others: each one, once, even if there are no others
+    (_ATTENTION, "x[i] * prefix.key[t * prefix.stride + i]", "x[i] * prefix.key[i]"),
+    (_ATTENTION, "if (p.prefix && split == p.first_split[b])", "if (p.prefix)"),
+    (_OPS, "splits || !prefix ? splits : 1", "splits"),
     # what is stored, and where
     (_PAGED, "if (slot < 0) return;", "if (slot <= 0) return;"),
     (_PAGED, "if (!is_key || p.key_block == 1)", "if (p.key_block == 1)"),
@@ -57,6 +61,11 @@ CUDA_EDITS = [
     # slots that the cache does not have; what the nibble above the lowest has too much
     (_APPEND, "slot < 0 || slot >= p.pages.slots", "slot < 0"),
     (_MERGE, "i % 2 ? 0.0625f : 1.f", "1.f"),
+    # exact tokens: in the first split alone, and in the sum
+    (_ATTEND, "split == 0 ? p.prefix : 0", "p.prefix"),
+    (_ATTEND, "sum = ptx::add_rn(sum, warp_sum(exact));", ""),
+    # a row of codes before all of its heads are there
+    (_ATTEND, "p.pages.kv_heads * a.c.groups, w.flag()", "p.pages.kv_heads, w.flag()"),
     # who is last, and the largest score of all splits
     (_MERGE, "!= uint32_t(blocks - 1)) return false;", "!= 0) return false;"),
     (_MERGE, "m = warp_max(m);", "m = ptx::add_rn(m, 0.f);"),
