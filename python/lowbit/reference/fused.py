@@ -77,6 +77,7 @@ def _static_codes(v: Tensor, bits: int, unpacked: bool) -> Tensor:
 def codes_of(
     v: Tensor, bits: int, static_scale: bool, clip: float, unpacked: bool
 ) -> tuple[Tensor, Tensor]:
+    """(codes, scale) of rows v; a static scale is already in them."""
     if static_scale:
         return _static_codes(v, bits, unpacked), v.new_empty(0)
     q, scale = quantize_int4(v, clip) if bits == 4 else quantize_int8(v, clip)
@@ -84,6 +85,7 @@ def codes_of(
 
 
 def scaled(v: Tensor, index: Tensor | None, inverse_step: Tensor | None, shift: Tensor | None) -> Tensor:
+    """v[index] * inverse_step - shift."""
     v = v if index is None else v[..., index.long()]
     v = v if inverse_step is None else v * inverse_step
     return v if shift is None else v - shift
