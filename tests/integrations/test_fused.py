@@ -13,6 +13,7 @@ from lowbit.integrations.hf import fused as hf_fused
 from lowbit.integrations.hf.cache import PREFIX
 from lowbit.nn import QuantizedLinear
 from lowbit.recipes import Recipe
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models import ARCHITECTURES, tiny, token_ids
 
@@ -267,6 +268,31 @@ def test_codes_as_a_card_wants_them_change_no_bit(method, monkeypatch):
         got = lowbit.fuse(model)(ids).logits
     assert len(seen) == 4 and all(q.dtype == torch.int8 and q.shape[1] % 16 == 0 for q, _, _ in seen)
     assert torch.equal(got, want)
+
+
+class _Ops(TorchDispatchMode):
+    """Names of the library's ops, in the order of their calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "lowbit":
+            self.names.append(function._opname)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_of_a_step_is_eight_calls(method):
+    model = lowbit.fuse(quantized("llama", method)).model
+    with torch.no_grad():
+        cache = model(token_ids(1, 5), use_cache=True).past_key_values
+        with _Ops() as ops:
+            model(token_ids(1, 1), past_key_values=cache)
+    layer = ["rms_norm_quantize", "int4_linear", "kv4_attend_quantize", "int4_linear"]
+    layer += ["rms_norm_quantize", "int4_linear", "gated_quantize", "int4_linear"]
+    assert ops.names == 2 * layer
 
 
 def test_a_graph_is_captured_once_and_again_when_the_batch_changes(monkeypatch):
