@@ -3,8 +3,8 @@
     RMSNorm -> codes | q, k, v | RoPE -> append -> attend -> codes | o + residual
     RMSNorm -> codes | gate, up | SiLU -> Hadamard -> codes | down + residual
 
-A call is a kernel, on CUDA a launch; there a product whose work is split and the attention clear their tickets
-on top of that, a memset each.
+A call is a kernel, on CUDA a launch; what products with split work and the attention count with is cleared on
+top of that, once per step (`cuda_graph.Tickets`).
 
 Linears that share an input are one product; activations cross memory as codes, and residuals are added in the
 products' epilogues. Static layers (MergeQuant, arXiv 2503.07654) need no scale per token; dynamic ones
@@ -32,7 +32,7 @@ _FEW_ROWS = 16  # of the smallest tile of the products on CUDA
 _COLUMNS = 16  # bytes: rows of codes that a product on CUDA takes as they lie are a multiple of this
 
 
-def _on_card(x: Tensor) -> bool:
+def on_card(x: Tensor) -> bool:
     return x.is_cuda
 
 
@@ -59,7 +59,7 @@ class Coder:
         if isinstance(layer, StaticInt4Linear):
             index = None if layer.gathered is None else layer.input_index
             step = layer.input_inverse_step if layer.input_step else None
-            if index is not None and _on_card(index):  # more columns, which the product weighs with 0
+            if index is not None and on_card(index):  # more columns, which the product weighs with 0
                 more = (0, -len(index) % _COLUMNS)
                 index, step, shift = (t if t is None else F.pad(t, more) for t in (index, step, shift))
             hadamard_block, grouped = layer.input_hadamard, bool(layer.group_size)
@@ -74,7 +74,7 @@ class Coder:
         """Whether 4-bit codes of x [T, K] leave one per byte, as the int8 kernels of a card take them without
         a launch in between. Nibbles are for the s4 tensor cores before Hopper, which pay from many rows on.
         """
-        if self.bits != 4 or not _on_card(x):
+        if self.bits != 4 or not on_card(x):
             return False
         few = self.grouped or x.shape[0] <= _FEW_ROWS
         return few or torch.cuda.get_device_capability(x.device) >= (9, 0)

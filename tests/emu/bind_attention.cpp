@@ -9,10 +9,6 @@ namespace py = pybind11;
 
 namespace {
 
-DType dtype_of(const std::string& name) {
-  return name == "float32" ? DType::f32 : name == "bfloat16" ? DType::bf16 : DType::f16;
-}
-
 template <class T>
 T* optional(const py::array& a) {
   return a.size() ? bind::pointer<T>(a) : nullptr;
@@ -86,7 +82,7 @@ LOWBIT_EMU_BIND(attention) {
                          py::array k, py::array v, const py::dict& options) {
     Buffers buffers{bind::read("qkv", qkv), bind::read("slots", slots)};
     AppendParams p{};
-    p.dtype = dtype_of(dtype), p.tokens = int32_t(slots.size()), p.heads = heads, p.clip = float(clip);
+    p.dtype = bind::dtype_of(dtype), p.tokens = int32_t(slots.size()), p.heads = heads, p.clip = float(clip);
     p.pages = pages_of(cache, buffers), p.rotation = rotation_of(rotation, buffers);
     const int64_t size = size_of(p.dtype) * p.pages.d;
     p.token_stride = int64_t(heads + 2 * p.pages.kv_heads) * p.pages.d;
@@ -111,7 +107,7 @@ LOWBIT_EMU_BIND(attention) {
     Buffers buffers{bind::read("q", q), bind::read("table", table), bind::read("lengths", lengths),
                     coded ? bind::read_write("y", y) : bind::write("y", y)};
     AttentionParams p{};
-    p.dtype = dtype_of(dtype), p.batch = batch, p.heads = heads;
+    p.dtype = bind::dtype_of(dtype), p.batch = batch, p.heads = heads;
     p.q = bind::pointer<const void>(q), p.y = bind::pointer<void>(y);
     p.table = bind::pointer<const int32_t>(table), p.max_pages = int32_t(table.shape(1));
     p.lengths = bind::pointer<const int32_t>(lengths);

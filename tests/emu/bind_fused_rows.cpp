@@ -8,16 +8,6 @@ namespace py = pybind11;
 
 namespace {
 
-DType dtype_of(const std::string& name) {
-  return name == "float32" ? DType::f32 : name == "bfloat16" ? DType::bf16 : DType::f16;
-}
-
-quantize::Codes codes_of(const std::string& name) {
-  return name == "packed4" ? quantize::Codes::kPacked4
-         : name == "int8"  ? quantize::Codes::kInt8
-                           : quantize::Codes::kOperand4;
-}
-
 template <Kind kKind>
 void (*kernel_of(const Config& c))(const Launch) {
   return !c.wide               ? fused_rows_kernel<kKind, 2, false>
@@ -46,12 +36,12 @@ LOWBIT_EMU_BIND(fused_rows) {
     Params p{};
     p.kind = kind == "norm" ? Kind::kNorm : kind == "gated" ? Kind::kGated : Kind::kPlain;
     p.activation = activation == "silu" ? Activation::kSilu : Activation::kGeluTanh;
-    p.dtype = dtype_of(dtype), p.rows = rows, p.k = k, p.k_out = k_out;
+    p.dtype = bind::dtype_of(dtype), p.rows = rows, p.k = k, p.k_out = k_out;
     p.x = input("x"), p.residual = input("residual"), p.sum = output("sum");
     p.adjust = {static_cast<const int32_t*>(input("index")), static_cast<const float*>(input("factor")),
                 static_cast<const float*>(input("shift"))};
     p.eps = float(eps), p.gain_offset = float(gain_offset);
-    p.to = {codes_of(codes), bits, float(clip), output("q"), stride, static_cast<float*>(output("scale"))};
+    p.to = {bind::codes_of(codes), bits, float(clip), output("q"), stride, static_cast<float*>(output("scale"))};
     if (Error error = check(p)) throw py::value_error(error);
     const Launch launch{p, choose(p, {80, 108, shared, 0})};
     emu::LaunchConfig config;

@@ -8,16 +8,6 @@ namespace py = pybind11;
 
 namespace {
 
-DType dtype_of(const std::string& name) {
-  return name == "float32" ? DType::f32 : name == "bfloat16" ? DType::bf16 : DType::f16;
-}
-
-quantize::Codes codes_of(const std::string& name) {
-  return name == "packed4" ? quantize::Codes::kPacked4
-         : name == "int8"  ? quantize::Codes::kInt8
-                           : quantize::Codes::kOperand4;
-}
-
 py::dict to_dict(const Config& c) {
   const char* mix[] = {"none", "small", "large", "table"};
   py::dict d;
@@ -42,13 +32,13 @@ void (*kernel_of(const Config& c))(const Launch) {
 py::dict run(py::array x, const std::string& dtype, int64_t rows, int64_t n, int64_t order, int64_t two, bool transposed,
              double scale, py::array table, const py::dict& out, const Device& device, const py::dict& options) {
   Params p{};
-  p.x = bind::pointer<const void>(x), p.dtype = dtype_of(dtype), p.rows = rows, p.n = n, p.order = order, p.two = two;
+  p.x = bind::pointer<const void>(x), p.dtype = bind::dtype_of(dtype), p.rows = rows, p.n = n, p.order = order, p.two = two;
   p.transposed = transposed, p.scale = float(scale), p.mix = bind::pointer<const float>(table);
   std::vector<emu::Buffer> buffers{bind::read("table", table)};
   p.quantised = out.contains("q");
   if (p.quantised) {
     const auto q = out["q"].cast<py::array>(), s = out["scale"].cast<py::array>();
-    p.to = {codes_of(out["codes"].cast<std::string>()), out["bits"].cast<int>(), out["clip"].cast<float>(),
+    p.to = {bind::codes_of(out["codes"].cast<std::string>()), out["bits"].cast<int>(), out["clip"].cast<float>(),
             bind::pointer<void>(q), out["stride"].cast<int64_t>(), s.size() ? bind::pointer<float>(s) : nullptr};
     buffers.push_back(bind::write("q", q));
     if (s.size()) buffers.push_back(bind::write("scale", s));  // none: static codes
@@ -113,7 +103,7 @@ LOWBIT_EMU_BIND(hadamard) {
   m.def("hadamard_config", [](const std::string& dtype, int64_t rows, int64_t n, int64_t order, int64_t two,
                               bool quantised, bool transposed, int sm, int sms) {
     Params p{};
-    p.dtype = dtype_of(dtype), p.rows = rows, p.n = n, p.order = order, p.two = two;
+    p.dtype = bind::dtype_of(dtype), p.rows = rows, p.n = n, p.order = order, p.two = two;
     p.quantised = quantised, p.transposed = transposed, p.n_out = n;
     p.to = {quantize::Codes::kPacked4, 4, 0.f, nullptr, (n + 1) / 2, nullptr};
     if (Error error = check(p)) throw py::value_error(error);

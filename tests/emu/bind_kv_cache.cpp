@@ -8,10 +8,6 @@ namespace py = pybind11;
 
 namespace {
 
-DType dtype_of(const std::string& name) {
-  return name == "float32" ? DType::f32 : name == "bfloat16" ? DType::bf16 : DType::f16;
-}
-
 py::dict run(const Params& p, const Config& c, const std::vector<emu::Buffer>& buffers, const py::dict& options,
              void (*kernel)(const Launch)) {
   emu::LaunchConfig config;
@@ -29,7 +25,7 @@ LOWBIT_EMU_BIND(kv_cache) {
   // Arrays of bytes that hold exactly the heads.
   m.def("kv4_quantize", [](py::array x, const std::string& dtype, int64_t rows, int64_t d, double clip,
                            py::array packed, py::array params, const py::dict& options) {
-    const Params p{bind::pointer<const void>(x), nullptr,    dtype_of(dtype),
+    const Params p{bind::pointer<const void>(x), nullptr,    bind::dtype_of(dtype),
                    rows,                         d,          float(clip),
                    bind::pointer<uint8_t>(packed), bind::pointer<uint16_t>(params)};
     return run(p, choose(p, p.x), {bind::read("x", x), bind::write("packed", packed), bind::write("params", params)},
@@ -37,7 +33,7 @@ LOWBIT_EMU_BIND(kv_cache) {
   });
   m.def("kv4_dequantize", [](py::array packed, py::array params, int64_t rows, int64_t d, const std::string& dtype,
                              py::array y, const py::dict& options) {
-    const Params p{nullptr, bind::pointer<void>(y),         dtype_of(dtype),
+    const Params p{nullptr, bind::pointer<void>(y),         bind::dtype_of(dtype),
                    rows,    d,                              1.f,
                    bind::pointer<uint8_t>(packed), bind::pointer<uint16_t>(params)};
     return run(p, choose(p, p.y), {bind::read("packed", packed), bind::read("params", params), bind::write("y", y)},

@@ -9,16 +9,6 @@ namespace py = pybind11;
 
 namespace {
 
-DType dtype_of(const std::string& name) {
-  return name == "float32" ? DType::f32 : name == "bfloat16" ? DType::bf16 : DType::f16;
-}
-
-Codes codes_of(const std::string& name) {
-  if (name == "packed4") return Codes::kPacked4;
-  if (name == "operand4") return Codes::kOperand4;
-  return name == "int8" ? Codes::kInt8 : Codes::kFp4;  // or the name of a format
-}
-
 Format format_of(const std::string& name) {
   return name == "e2m1" ? Format::kE2M1 : name == "e1m2" ? Format::kE1M2 : Format::kE3M0;
 }
@@ -42,8 +32,8 @@ LOWBIT_EMU_BIND(quantize) {
                        std::optional<py::array> shift, const std::string& codes, int bits, double clip, py::array q,
                        int64_t stride, py::array scale, const py::dict& options) {
     Params p{};
-    p.x = bind::pointer<const void>(x), p.dtype = dtype_of(dtype), p.rows = rows, p.k = k, p.x_stride = x_stride;
-    p.to = {codes_of(codes), bits, float(clip), bind::pointer<void>(q), stride, bind::pointer<float>(scale)};
+    p.x = bind::pointer<const void>(x), p.dtype = bind::dtype_of(dtype), p.rows = rows, p.k = k, p.x_stride = x_stride;
+    p.to = {bind::codes_of(codes), bits, float(clip), bind::pointer<void>(q), stride, bind::pointer<float>(scale)};
     std::vector<emu::Buffer> buffers{bind::read("x", x), bind::write("q", q), bind::write("scale", scale)};
     if (shift) p.shift = bind::pointer<const float>(*shift), buffers.push_back(bind::read("shift", *shift));
     if (Error error = check_output(p.to, k)) throw py::value_error(error);
@@ -64,7 +54,7 @@ LOWBIT_EMU_BIND(quantize) {
                            std::optional<py::array> exponent, const std::string& format, double clip,
                            std::optional<py::array> fixed_scale, py::array q, py::array scale, const py::dict& options) {
     Fp4Params p{};
-    p.x = bind::pointer<const void>(x), p.dtype = dtype_of(dtype), p.rows = rows, p.k = k, p.x_stride = x_stride;
+    p.x = bind::pointer<const void>(x), p.dtype = bind::dtype_of(dtype), p.rows = rows, p.k = k, p.x_stride = x_stride;
     p.rounding = rounding_of(format_of(format)), p.clip = float(clip);
     p.q = bind::pointer<void>(q), p.stride = (k + 1) / 2, p.scale = bind::pointer<float>(scale);
     std::vector<emu::Buffer> buffers{bind::read("x", x), bind::write("q", q), bind::write("scale", scale)};
@@ -92,7 +82,7 @@ LOWBIT_EMU_BIND(quantize) {
   m.def("convert_codes", [](const std::string& from, py::array x, int64_t rows, int64_t k, int64_t x_stride,
                             const std::string& to, py::array q, int64_t stride, std::optional<py::array> out_of_range,
                             const py::dict& options) {
-    ConvertParams p{codes_of(from), bind::pointer<const void>(x), rows,   k, x_stride, codes_of(to),
+    ConvertParams p{bind::codes_of(from), bind::pointer<const void>(x), rows,   k, x_stride, bind::codes_of(to),
                     bind::pointer<void>(q),                       stride, nullptr, {}};
     if (p.from == Codes::kFp4) p.fp4 = magnitudes_of(*fp4_table(format_of(from)));
     std::vector<emu::Buffer> buffers{bind::read("x", x), bind::write("q", q)};

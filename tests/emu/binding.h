@@ -16,10 +16,22 @@
 #include <pybind11/stl.h>
 
 #include "../../csrc/emu/launch.h"
+#include "../../csrc/kernels/quantize/params.h"
 
 namespace lowbit::bind {
 
 namespace py = pybind11;
+
+// As torch names them.
+inline DType dtype_of(const std::string& name) {
+  return name == "float32" ? DType::f32 : name == "bfloat16" ? DType::bf16 : DType::f16;
+}
+
+// As the tests name them.
+inline kernels::quantize::Codes codes_of(const std::string& name) {
+  using kernels::quantize::Codes;
+  return name == "packed4" ? Codes::kPacked4 : name == "int8" ? Codes::kInt8 : Codes::kOperand4;
+}
 
 // A kernel's pointer argument. The dtype is the caller's business; the emulator checks every byte.
 template <class T>

@@ -257,7 +257,7 @@ def test_codes_as_a_card_wants_them_change_no_bit(method, monkeypatch):
     model, ids = quantized("qwen3", method), token_ids(1, 12)
     with torch.no_grad():
         want = lowbit.fuse(model)(ids).logits
-        monkeypatch.setattr(fused, "_on_card", lambda x: True)
+        monkeypatch.setattr(fused, "on_card", lambda x: True)
         seen, quantize = [], fused.ops.rms_norm_quantize
 
         def watched(*args, **options):
@@ -312,7 +312,7 @@ def test_a_graph_is_captured_once_and_again_when_the_batch_changes(monkeypatch):
     settings = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
     want = lowbit.fuse(model).generate(ids, **settings), model.generate(ids[:1], **settings)
     monkeypatch.setattr(hf_fused, "StepGraph", Graph)
-    monkeypatch.setattr(hf_fused, "_on_card", lambda x: True)
+    monkeypatch.setattr(hf_fused, "on_card", lambda x: True)
     assert torch.equal(model.generate(ids, **settings), want[0]) and len(made) == 1
     assert torch.equal(model.generate(ids[:1], **settings), want[1]) and len(made) == 2
     assert made[0][3] == (2, 16)  # the block table, widened

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from lowbit import ops
 
 from ...cuda_graph import StepGraph
-from ...fused import ACTIVATIONS, FusedLayer, NotFusable
+from ...fused import ACTIVATIONS, FusedLayer, NotFusable, on_card
 from ...kv_cache import PagedKv4Cache
 from ...nn import QuantizedLinear
 from ...transforms.architectures import SUPPORTED
@@ -201,7 +201,7 @@ class FusedDecoder:
         anew when the pool of pages, the batch or (in steps of 16 pages) the length makes it another.
         """
         table, lengths = cache.pages.step(cache.sequences)
-        if not _on_card(h):
+        if not on_card(h):
             return self._layers(cache, h, cos, sin, table, lengths)
         table = F.pad(table, (0, -table.shape[1] % 16), value=-1)
         pools = (t.data_ptr() for i in range(len(self.layers)) for t in cache.pages.caches(i))
@@ -279,10 +279,6 @@ class FusedDecoder:
         if cache.get_seq_length() == 0 and list(map(id, _parts(decoder))) != list(map(id, self.made_of)):
             return "layers that changed since lowbit.fuse"
         return None
-
-
-def _on_card(x: Tensor) -> bool:
-    return x.is_cuda
 
 
 def _left_padding(mask: Tensor | None, cache: Cache | None, rows: int, tokens: int) -> list[int] | None:
