@@ -42,8 +42,7 @@ Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_s
   const StaticInput in(op, x, bits, inverse_step, shift, index, hadamard_block, unpacked);
   const OnDevice on(in.x, op);
   const CodesOnCard out(in.codes, on);
-  if (in.transform)
-    run_transformed(op, in.x, in.dtype, in.rows.count, in.codes, *in.transform, out, on);
+  if (in.transform) run_transformed(op, in.x, in.dtype, in.rows.count, in.codes, *in.transform, out, on);
   else run(op, params_of(fused::Kind::kPlain, in.x, in.dtype, in.rows.count, in.codes, out), on);
   return out.q;
 }
