@@ -151,6 +151,13 @@ BAD = [
         (*ATTEND, *(None, None, 1e-6, 1.0, None), *[torch.ones(1, 9, 64)] * 2),
         "prefix_k has shape [1, 9, 64], expected [1, 3, 64]",
     ),
+    ("kv4_attend_quantize", (*ATTEND, 5), "bits is 5, expected 4 or 8"),
+    (
+        "kv4_attend_quantize",
+        (*ATTEND, 8, *(None, None, 1e-6, 1.0, None, None, None), torch.ones(3)),
+        "inverse_step has shape [3], expected [576]",
+    ),
+    ("kv4_attend_quantize", replaced((*ATTEND, 8), _10=LENGTHS_2 + 12), "lengths[0] is 32, expected 0 to 31"),
     ("kv4_attend", replaced(ATTEND, _10=LENGTHS_2 + 12), "lengths[0] is 32, expected 0 to 31"),
     ("kv4_attend", replaced(ATTEND, _9=TABLE + 2), "block_table[1, 0] is 4, expected a page from 0 to 3"),
     ("kv4_attend", replaced(ATTEND, _9=TABLE[:1]), "block_table has shape [1, 2], expected [2, 2]"),
