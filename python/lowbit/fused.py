@@ -33,6 +33,7 @@ _COLUMNS = 16  # bytes: rows of codes that a product on CUDA takes as they lie a
 
 
 def on_card(x: Tensor) -> bool:
+    """Whether kernels for CUDA run on x."""
     return x.is_cuda
 
 

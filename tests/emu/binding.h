@@ -30,7 +30,9 @@ inline DType dtype_of(const std::string& name) {
 // As the tests name them.
 inline kernels::quantize::Codes codes_of(const std::string& name) {
   using kernels::quantize::Codes;
-  return name == "packed4" ? Codes::kPacked4 : name == "int8" ? Codes::kInt8 : Codes::kOperand4;
+  if (name == "packed4") return Codes::kPacked4;
+  if (name == "operand4") return Codes::kOperand4;
+  return name == "int8" ? Codes::kInt8 : Codes::kFp4;  // or the name of a format
 }
 
 // A kernel's pointer argument. The dtype is the caller's business; the emulator checks every byte.
