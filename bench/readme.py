@@ -155,8 +155,8 @@ def _fp_gemm(run: dict) -> str:
     slowest = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in worst.items())
     return (
         _markdown(rows)
-        + "\n\nMedian time, and torch bf16's time over ours, interleaved; activations in bf16. Slowest of all "
-        f"shapes and rows measured, down to 192 x 576 at one row: {slowest}. "
+        + "\n\nMedian time, and torch bf16's time over ours, interleaved; activations in bf16. Slowest of "
+        f"all shapes and rows measured, down to 192 x 576 at one row: {slowest}. "
         f"{env['device']}, {env['threads']} threads, {env['isa']}; commit {(env['commit'] or '')[:10]}; from "
         "`bench/results/fp-gemm-cpu.json`."
     )
