@@ -1,4 +1,5 @@
-// What the library tells about itself, and the little it is told: a plain C interface, for lowbit._ext and ctypes.
+// What the library tells about itself, and the little it is told: a plain C interface, for lowbit._ext and
+// ctypes.
 #include <cstring>
 #include <exception>
 #include <string>

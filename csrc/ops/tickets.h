@@ -1,7 +1,7 @@
-// Words that are zero, for kernels whose blocks count themselves: a product or an attention whose work is split
-// needs some per call. By itself each call takes them from torch's allocator and clears them, a memset. A caller
-// of many (a decode step in a CUDA graph) may clear enough for all of them at once and lend them to its thread.
-// No torch.
+// Words that are zero, for kernels whose blocks count themselves: a product or an attention whose work is
+// split needs some per call. By itself each call takes them from torch's allocator and clears them, a memset.
+// A caller of many (a decode step in a CUDA graph) may clear enough for all of them at once and lend them to
+// its thread. No torch.
 #pragma once
 
 #include <cstdint>
