@@ -160,6 +160,11 @@ inline Rows rows_of(const Tensor& t, const char* op, const char* arg) {
   return {rows, k};
 }
 
+// The elements of a contiguous fp32 tensor; null without one.
+inline const float* floats(const OptTensor& t) {
+  return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr;
+}
+
 // A bias as contiguous fp32 [n].
 inline OptTensor float_bias(const OptTensor& bias, int64_t n, const char* op) {
   if (!bias) return std::nullopt;

@@ -79,6 +79,13 @@ inline Tensor empty_cuda(const Shape& shape, ScalarType dtype, int32_t index) {
   return empty(shape, dtype, aoti_torch_device_type_cuda(), index);
 }
 
+inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// The kernels read 16 bytes at a time; only a view into a larger tensor can start elsewhere.
+inline Tensor as_aligned(const Tensor& t) {
+  return aligned(t.const_data_ptr()) ? t : torch::stable::clone(t);
+}
+
 // n words that are zero when the next launch runs; `kept` keeps them where they were not lent.
 inline uint32_t* zeroed_tickets(int64_t n, int32_t index, std::vector<Tensor>& kept) {
   if (uint32_t* lent = lent_tickets().take(n, index)) return lent;

@@ -15,11 +15,6 @@ namespace gemm = kernels::fp_gemm;
 constexpr FpPieces kCudaFpBlocks{fp_fragment::kN, fp_fragment::kK};
 constexpr int64_t kPanelBytes = int64_t(32) << 20;  // of weights: what is written is read again from L2
 
-bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
-
-// The kernels read 16 bytes at a time; only a view into a larger tensor can start elsewhere.
-Tensor as_aligned(const Tensor& t) { return aligned(t) ? t : torch::stable::clone(t); }
-
 // Four times an e1m2 is an integer: prepack_fp_weight stores it as int4.
 gemm::Weight weight_of(Format f) {
   return f == Format::kE3M2   ? gemm::Weight::kE3M2

@@ -1,13 +1,7 @@
 #include "fused_rows.h"
 
 namespace lowbit::ops {
-namespace {
 
-const float* floats(const OptTensor& t) {
-  return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr;
-}
-
-// The kernels read where the index says.
 void check_index(const char* op, const RowCodes& codes) {
   if (!codes.index) return;
   const int32_t* index = static_cast<const int32_t*>(codes.index->const_data_ptr());
@@ -19,6 +13,8 @@ void check_index(const char* op, const RowCodes& codes) {
   check(low >= 0 && (high < codes.n || !codes.k), op, ": index has values ", low, " to ", high,
         ", expected 0 to ", codes.n - 1);
 }
+
+namespace {
 
 struct Codes {
   Tensor q, scale;

@@ -57,6 +57,9 @@ struct RowCodes {
   }
 };
 
+// The CPU's kernels read where an index says: its values are in range. `run` and `code_rows` look as well.
+void check_index(const char* op, const RowCodes& codes);
+
 // On the CPU: the rows of x, [.., n] contiguous, to codes and scales.
 std::tuple<Tensor, Tensor> code_rows(const char* op, const char* arg, const Tensor& x, DType dtype,
                                      const RowCodes& codes);

@@ -15,13 +15,6 @@ constexpr int64_t kDeepest = 131071;  // per-channel int4 codes are carried time
 
 inline int64_t rounded(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
 
-inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
-// The kernels read 16 bytes at a time; only a view into a larger tensor can start elsewhere.
-inline Tensor as_aligned(const Tensor& t) {
-  return aligned(t.const_data_ptr()) ? t : torch::stable::clone(t);
-}
-
 // One call of a linear op on one card.
 struct CudaLayer {
   const char* op;

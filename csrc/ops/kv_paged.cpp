@@ -17,8 +17,6 @@ const T* values(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-const float* floats(const OptTensor& t) { return t ? values<float>(*t) : nullptr; }
-
 cpu::Kv4Pages pages_of(const Kv4Pages& c, bool written) {
   cpu::Kv4Pages p{};
   const auto at = [&](const Tensor& t) {
@@ -229,6 +227,7 @@ std::tuple<Tensor, Tensor> kv4_attend_quantize(
   const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
   const RowCodes codes(op, {in.tokens, heads * in.d}, heads * in.d, bits, index, inverse_step, shift,
                        static_scale, code_clip, unpacked);
+  check_index(op, codes);  // before anything is written
   const Tensor y = attend_step(op, in, tables, prefix, float(softmax_scale));
   return code_rows(op, "qkv", y, in.dtype, codes);
 }

@@ -10,11 +10,6 @@ namespace {
 
 namespace kv = kernels::kv_cache;
 
-// The kernels read 16 bytes at a time; only a view into a larger tensor can start elsewhere.
-Tensor aligned(const Tensor& t) {
-  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : torch::stable::clone(t);
-}
-
 template <class T>
 const T* values(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
@@ -52,7 +47,7 @@ int32_t count_of(const char* op, const char* what, int64_t n) {
 // What qkv's heads go through. `kept` keeps the tables alive until the launch.
 kv::Rotation rotation_of(const Kv4Qkv& in, std::vector<Tensor>& kept) {
   const auto keep = [&](const Tensor& t) {
-    kept.push_back(aligned(t));
+    kept.push_back(as_aligned(t));
     return values<float>(kept.back());
   };
   kv::Rotation r{};
@@ -101,7 +96,7 @@ void kv4_append(Tensor key_in, Tensor value_in, Tensor slots, Tensor key_codes, 
   check_same_device(op, {"key", in.key}, {{"value", in.value}, {"slots", in.slots}});
   check_caches(op, {"key", in.key}, in.cache);
   const OnDevice on(in.key, op);
-  const Tensor key = aligned(in.key), value = aligned(in.value);
+  const Tensor key = as_aligned(in.key), value = as_aligned(in.value);
   kv::AppendParams p{};
   p.dtype = in.dtype, p.tokens = count_of(op, "tokens", in.tokens);
   p.key = key.const_data_ptr(), p.value = value.const_data_ptr();
@@ -127,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor> kv4_rope_append(Tensor qkv_in, Tensor cos, Te
     return empty_cuda({in.tokens, n, in.d}, qkv_in.scalar_type(), on.device.index);
   };
   Tensor q = out(heads), k = out(kv_heads), v = out(kv_heads);
-  const Tensor qkv = aligned(in.qkv);
+  const Tensor qkv = as_aligned(in.qkv);
   std::vector<Tensor> kept;
   kv::AppendParams p{};
   p.dtype = in.dtype, p.tokens = count_of(op, "tokens", in.tokens), p.heads = int32_t(heads);
@@ -148,7 +143,7 @@ void set_prefix(const char* op, kv::AttentionParams& p, const Kv4Prefix& prefix,
   if (!prefix.tokens) return;
   check_same_device(op, first, {{"prefix_k", prefix.key}, {"prefix_v", prefix.value}});
   const auto keep = [&](const Tensor& t) {
-    kept.push_back(aligned(t));
+    kept.push_back(as_aligned(t));
     return values<float>(kept.back());
   };
   p.prefix = int32_t(prefix.tokens), p.prefix_key = keep(*prefix.key), p.prefix_value = keep(*prefix.value);
@@ -172,7 +167,7 @@ Tensor kv4_attention(Tensor q_in, Tensor key_codes, Tensor key_params, Tensor va
   const OnDevice on(in.q, op);
   Tensor y = empty_cuda(shape_of(in.q), q_in.scalar_type(), on.device.index);
   if (!in.heads) return y;
-  const Tensor q = aligned(in.q);
+  const Tensor q = as_aligned(in.q);
   kv::AttentionParams p{};
   p.dtype = in.dtype, p.batch = count_of(op, "sequences", in.batch);
   p.heads = count_of(op, "heads", in.heads), p.q = q.const_data_ptr(), p.y = y.mutable_data_ptr();
@@ -189,7 +184,7 @@ Tensor attend_step(const char* op, const Kv4Qkv& in, const Kv4Tables& tables, co
                    double softmax_scale, const OnDevice& on, const RowCodes* codes, const CodesOnCard* out) {
   const int64_t columns = in.heads * in.d;
   Tensor y = empty_cuda({in.tokens, columns}, in.qkv.scalar_type(), on.device.index);
-  const Tensor qkv = aligned(in.qkv);
+  const Tensor qkv = as_aligned(in.qkv);
   std::vector<Tensor> kept;
   kv::AttentionParams p{};
   p.dtype = in.dtype, p.batch = count_of(op, "sequences", in.tokens);

@@ -7,10 +7,6 @@
 
 namespace lowbit::ops {
 
-inline const float* float_data(const OptTensor& t) {
-  return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr;
-}
-
 struct CodesOnCard {
   Tensor q, scale;
   kernels::quantize::Adjust adjust;
@@ -20,7 +16,7 @@ struct CodesOnCard {
       : q(empty_cuda(codes.q, codes.q_dtype, on.device.index)),
         scale(empty_cuda(codes.scale, ScalarType::Float, on.device.index)),
         adjust{codes.index ? static_cast<const int32_t*>(codes.index->const_data_ptr()) : nullptr,
-               float_data(codes.inverse_step), float_data(codes.shift)},
+               floats(codes.inverse_step), floats(codes.shift)},
         to{codes.bytes ? kernels::quantize::Codes::kInt8 : kernels::quantize::Codes::kPacked4,
            codes.bits,
            codes.static_scale ? 0.f : codes.clip,

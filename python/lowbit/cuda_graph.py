@@ -40,18 +40,22 @@ class StepGraph:
 
     def __init__(self, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]):
         self.inputs = tuple(t.clone() for t in inputs)
-        self.tickets = Tickets(inputs[0].device)
-        side, main = torch.cuda.Stream(), torch.cuda.current_stream()
-        side.wait_stream(main)
-        with torch.cuda.stream(side), self.tickets.lend():
-            run(*self.inputs)
-        main.wait_stream(side)
+        self.device = inputs[0].device
+        self.tickets = Tickets(self.device)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph), self.tickets.lend():
-            self.output = run(*self.inputs)
+        with torch.cuda.device(self.device):  # streams and captures are the current card's
+            side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+            side.wait_stream(main)
+            # the tickets are made when `lend` ends, which is on the main stream: replays use them there
+            with self.tickets.lend(), torch.cuda.stream(side):
+                run(*self.inputs)
+            main.wait_stream(side)
+            with torch.cuda.graph(self.graph), self.tickets.lend():
+                self.output = run(*self.inputs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
         for to, t in zip(self.inputs, inputs, strict=True):
             to.copy_(t)
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
         return self.output

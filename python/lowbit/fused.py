@@ -3,8 +3,9 @@
     RMSNorm -> codes | q, k, v | RoPE -> append -> attend -> codes | o + residual
     RMSNorm -> codes | gate, up | SiLU -> Hadamard -> codes | down + residual
 
-A call is a kernel, on CUDA a launch; what products with split work and the attention count with is cleared on
-top of that, once per step (`cuda_graph.Tickets`).
+A call is a kernel, and in a decode step on CUDA a launch; what products with split work and the attention
+count with is cleared on top of that, once per step (`cuda_graph.Tickets`). Codes are converted in launches of
+their own for many 4-bit rows before Hopper, where K is no multiple of 16, and for an o_proj with a Hadamard.
 
 Linears that share an input are one product; activations cross memory as codes, and residuals are added in the
 products' epilogues. Static layers (MergeQuant, arXiv 2503.07654) need no scale per token; dynamic ones

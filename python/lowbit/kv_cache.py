@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import ops
 
+MAX_PREFIX = 16  # exact tokens
 _FIRST_PAGES = 4
 _PAGES = (16, 32, 64, 128, 256)
 
@@ -65,6 +66,8 @@ class PagedKv4Cache:
             if tuple(sizes) != (layers, 2, kv_heads, head_dim):
                 want = f"[{layers}, 2, P, {kv_heads}, {head_dim}]"
                 raise ValueError(f"prefix: expected {want}, got {list(prefix.shape)}")
+            if prefix.shape[2] > MAX_PREFIX:
+                raise ValueError(f"prefix: expected at most {MAX_PREFIX} tokens, got {prefix.shape[2]}")
         self.layers, self.kv_heads, self.head_dim, self.page = layers, kv_heads, head_dim, page
         self.max_tokens, self.device = max_tokens, torch.device(device)
         self.clip, self.key_block = clip, key_block

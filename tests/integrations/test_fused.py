@@ -155,6 +155,59 @@ def test_rows_of_several_lengths_as_the_modules_have_them(method):
     assert cache.get_seq_length() == 37 and cache.stored() == [n + 7 for n in LENGTHS]
     cache.batch_select_indices(torch.tensor([2, 0]))
     assert cache.get_seq_length() == 37 and cache.stored() == [LENGTHS[2] + 7, LENGTHS[0] + 7]
+    cache.crop(-27)  # into the padding of the first
+    assert cache.get_seq_length() == 10 and cache.stored() == [0, 10]
+    cache.crop(-27)
+    assert cache.get_seq_length() == 0 and cache.stored() == [0, 0]
+
+
+@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0]])
+def test_padding_may_come_in_pieces(method):
+    """Down to one place per call: it is not stored, and the tokens behind it are those of a whole prompt."""
+    model = lowbit.fuse(quantized(method=method))
+    ids, mask = padded()
+    positions = (mask.cumsum(1) - 1).clamp(0)
+    with torch.no_grad():
+        want = model(ids, attention_mask=mask, position_ids=positions, use_cache=True).logits[:, -1]
+        for size in (1, 4):
+            cache = None
+            for i in range(0, 30, size):
+                part = slice(i, i + size)
+                out = model(
+                    ids[:, part], attention_mask=mask[:, : i + size], position_ids=positions[:, part],
+                    past_key_values=cache, use_cache=True,
+                )  # fmt: skip
+                cache = out.past_key_values
+            assert cache.stored() == list(LENGTHS)
+            # older tokens are read as stored, in 4 bits: close, not equal
+            assert torch.isfinite(out.logits).all() and away(out.logits[:, -1], want) < 0.25
+
+
+def test_what_a_page_held_before_does_not_matter():
+    """A NaN in a place that no token has is not read, though its weight would be 0."""
+    model = lowbit.fuse(quantized())
+    ids, mask = padded()
+    positions = (mask.cumsum(1) - 1).clamp(0)
+    more = dict(attention_mask=torch.ones(3, 34).long(), position_ids=torch.arange(30, 34).expand(3, -1))
+    more["attention_mask"][:, :30] = mask
+
+    def run(spoil):
+        out = model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
+        cache = out.past_key_values
+        if spoil:
+            free = torch.ones(cache.pages.caches(0)[1].shape[0] * cache.pages.page, dtype=torch.bool)
+            table = cache.pages.tables(cache.sequences)[0].long()
+            for row, n in enumerate(cache.stored()):
+                at = torch.arange(n)
+                free[table[row, at // cache.pages.page] * cache.pages.page + at % cache.pages.page] = False
+            free = free.view(-1, 1, cache.pages.page, 1)
+            for layer in range(cache.pages.layers):
+                for params in cache.pages.caches(layer)[1::2]:
+                    params.masked_fill_(free, torch.nan)
+        return model(token_ids(3, 4), past_key_values=cache, **more).logits
+
+    with torch.no_grad():
+        assert torch.equal(run(True), run(False))
 
 
 @pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0]])

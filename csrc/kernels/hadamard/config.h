@@ -127,6 +127,7 @@ inline Error check(const Params& p) {
     return "hadamard: the block is not K times a power of two that divides the row";
   if (p.order > 1 && p.order % 4) return "hadamard: K is not a multiple of four";
   if (p.n > quantize::kMaxRow) return "hadamard: a row has more than 2^30 elements";
+  if (p.gated && p.n > quantize::kMaxRow / 2) return "hadamard: a gated row has more than 2^29 elements";
   if ((p.shift || p.gated) && !p.quantised) return "hadamard: a shift or a gate needs quantised output";
   if (!p.quantised) return nullptr;
   if (!p.adjust.index && p.n_out != p.n) return "hadamard: without an index there is a code per element";

@@ -12,6 +12,7 @@ from types import MethodType
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -19,7 +20,7 @@ from lowbit import ops
 
 from ...cuda_graph import StepGraph
 from ...fused import ACTIVATIONS, FusedLayer, NotFusable, on_card
-from ...kv_cache import PagedKv4Cache
+from ...kv_cache import MAX_PREFIX, PagedKv4Cache
 from ...nn import QuantizedLinear
 from ...transforms.architectures import SUPPORTED
 from .cache import PREFIX, CacheHook, Int4Cache, behind_prefix
@@ -46,8 +47,7 @@ class FusedCache(Cache):
         return [self.pages.length(seq) for seq in self.sequences]
 
     def begin(self, tokens: int, pads: list[int]) -> None:
-        """Before a sequence for each of `pads` gets so much padding, and tokens up to `tokens` places in all.
-        """
+        """Before each row gets `tokens` new places, of which the first pads[row] are padding."""
         if not self.sequences:
             self.sequences = [self.pages.add() for _ in pads]
             self.pads = [0] * len(pads)
@@ -63,9 +63,10 @@ class FusedCache(Cache):
 
     def read(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer as stored, [B, Hkv, T, D], the keys' Hadamard undone. Rows that hold
-        fewer than T tokens end in whatever there is.
+        fewer than T tokens end in zeros.
         """
-        pages, length = self.pages, max(self.stored())
+        pages, stored = self.pages, self.stored()
+        length = max(stored)
         table = pages.tables(self.sequences)[0].long()
         out = []
         key_codes, key_params, value_codes, value_params = pages.caches(layer)
@@ -75,6 +76,10 @@ class FusedCache(Cache):
             out.append(ops.kv4_dequantize(codes.contiguous(), params.contiguous(), dtype, pages.head_dim))
         if pages.key_block is not None:
             out[0] = ops.hadamard(out[0], pages.key_block**-0.5, pages.key_block)
+        if min(stored) < length:  # the pages may hold anything there, and no weight of 0 hides a NaN
+            held = torch.tensor(stored, device=table.device).unsqueeze(1)
+            beyond = torch.arange(length, device=table.device) >= held  # [B, T]
+            out = [x.masked_fill(beyond[:, None, :, None], 0) for x in out]
         return out[0], out[1]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
@@ -90,9 +95,12 @@ class FusedCache(Cache):
 
     def crop(self, max_length: int) -> None:
         """Negative: drop that many of the last tokens. Positive: keep at most that many."""
-        if max_length:  # 0 drops none, where the pages would keep none
-            for seq, pad in zip(self.sequences, self.pads, strict=True):
-                self.pages.crop(seq, max(0, max_length - pad) if max_length > 0 else max_length)
+        if not max_length:  # 0 drops none
+            return
+        keep = max_length if max_length > 0 else max(0, self.get_seq_length() + max_length)
+        for seq, pad in zip(self.sequences, self.pads, strict=True):
+            self.pages.crop(seq, max(0, keep - pad))
+        self.pads = [min(pad, keep) for pad in self.pads]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -122,6 +130,8 @@ class FusedDecoder:
         window = config.sliding_window if slides or config.model_type == "mistral" else None
         self.prefix = getattr(decoder, PREFIX, None)  # [layers, 2, Hkv, P, D]
         first = 0 if self.prefix is None else self.prefix.shape[3]
+        if first > MAX_PREFIX:
+            raise NotFusable(f"fuse: expected a prefix of at most {MAX_PREFIX} tokens, got {first}")
         positions = config.max_position_embeddings
         limit = max_tokens or min(positions, window or positions) - first
         if window is not None and limit + first > window:
@@ -253,6 +263,8 @@ class FusedDecoder:
             if first:
                 exact = self.prefix[i].to(k).expand(b, -1, -1, -1, -1).unbind(1)  # two [B, Hkv, P, D]
                 k, v = (torch.cat(x, 2) for x in zip(exact, (k, v), strict=True))
+            if isinstance(mask, Tensor) and not isinstance(mask, CausalBias):  # then few kernels share heads
+                k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
             y = F.scaled_dot_product_attention(
                 q, k, v, mask, is_causal=mask is None, scale=layer.softmax_scale, enable_gqa=True
             )
@@ -283,19 +295,21 @@ class FusedDecoder:
 
 def _left_padding(mask: Tensor | None, cache: Cache | None, rows: int, tokens: int) -> list[int] | None:
     """Of each row's new places, those that a mask [B, past + T] leaves out at the left; None: it leaves out
-    others, or is no such mask.
+    others, or is no such mask. A cache of another kind is not looked at.
     """
-    started = isinstance(cache, FusedCache) and cache.get_seq_length() > 0
-    if mask is None or (mask.dim() == 2 and started and tokens == 1):  # a card is not asked at every step
+    if mask is None or not isinstance(cache, FusedCache):
         return [0] * rows
     if mask.dim() != 2:
         return None
+    stored = cache.stored()
+    if tokens == 1 and stored and all(stored):  # no row's padding goes on: a card is not asked at every step
+        return [0] * rows
     new = mask[:, -tokens:].bool()
     pads = (~new).sum(1)
     if not torch.equal(new, torch.arange(tokens, device=new.device) >= pads.unsqueeze(1)):
         return None
     found = pads.tolist()
-    if started and any(pad and held for pad, held in zip(found, cache.stored(), strict=True)):
+    if any(pad and held for pad, held in zip(found, stored, strict=False)):
         return None
     return found
 
@@ -304,15 +318,16 @@ def _mask_of(
     first: int, stored: list[int], tokens: int, pads: list[int], device: torch.device
 ) -> Tensor | None:
     """What the new tokens attend to: `first` exact ones, then what each row has stored, up to the longest,
-    then the new ones up to themselves but for padding. [T, all], [B, 1, T, all], or None: the new ones alone.
+    then the new ones up to themselves but for padding. A causal bias, [B, 1, T, all], or None: the new ones
+    alone.
     """
     past = max(stored)
     before = first + past
     if not before and not any(pads):
         return None
-    mask = torch.ones(tokens, before + tokens, dtype=torch.bool, device=device).tril(before)
     if not any(pads) and min(stored) == past:
-        return mask
+        return causal_lower_right(tokens, before + tokens)  # the fast attention of a card takes no other mask
+    mask = torch.ones(tokens, before + tokens, dtype=torch.bool, device=device).tril(before)
     column = torch.arange(before + tokens, device=device)
     held, pad = (torch.tensor(n, device=device).unsqueeze(1) for n in (stored, pads))
     there = (column < first + held) | (column >= before + pad)  # [B, all]
