@@ -170,12 +170,15 @@ def test_six_bit_floats_leave_the_model_intact(quantised, reference):
 
 @pytest.mark.slow
 def test_order_of_the_float_formats(quantised, reference):
-    """At six bits the longer mantissa wins; at four the float beats the integers under the same scales."""
+    """At six bits the longer mantissa wins, until GPTQ makes both alike; at four the float beats the integers
+    per channel. In groups of 32 they are level: which is ahead depends on the text.
+    """
     six = [quantised(f"fp6 {name}") for name in ("e2m3", "e3m2", "gptq e2m3", "gptq e3m2")]
-    assert six[0] <= six[1] <= 1.12 * reference and six[2] <= six[3] <= six[1]
+    assert six[0] <= six[1] <= 1.12 * reference
+    assert max(six[2:]) <= min(1.02 * reference, six[1])
     assert quantised("zeroquant fp6") <= 1.015 * reference
-    for group in ("", " g32"):
-        assert quantised(f"fp4 w4a16{group}") < quantised(f"int4 w4a16{group}")
+    assert quantised("fp4 w4a16") < 0.9 * quantised("int4 w4a16")
+    assert quantised("fp4 w4a16 g32") < 1.03 * quantised("int4 w4a16 g32")
     assert quantised("fp4 w4a16 g32") <= 0.8 * quantised("fp4 w4a16")
 
 
