@@ -217,6 +217,15 @@ static void weigh_split(const KvSplit& s, int64_t blocks, const float (*weight)[
       weigh_block<kHeads, kNibbles>(s, codes, b, j, weight, zero, out, stride);
 }
 
+// Floats that stand where place_of puts them, into the lanes of the words; `to` may be `placed`
+static inline void arrange_placed(const float* placed, float* to, int64_t size) {
+  for (int64_t i = 0; i < size; i += 16) {
+    Split s;
+    arrange(load_wide(placed + i), s);
+    store_split(to + i, s);
+  }
+}
+
 // out[h] += weight[h][t] * value[t] for the tokens of the prefix, in the order of the words
 static inline void weigh_prefix(const KvPrefix& p, int64_t d, const float (*weight)[kKvPrefix], int heads,
                                 float* out, int64_t stride) {
@@ -224,11 +233,7 @@ static inline void weigh_prefix(const KvPrefix& p, int64_t d, const float (*weig
   const int64_t size = code_blocks(d) * kBlockCodes;
   for (int64_t t = 0; t < p.count; ++t) {
     for (int64_t i = 0; i < size; ++i) placed[place_of(i)] = i < d ? p.value[t * p.stride + i] : 0.f;
-    for (int64_t i = 0; i < size; i += 16) {
-      Split s;
-      arrange(load_wide(placed + i), s);
-      store_split(placed + i, s);
-    }
+    arrange_placed(placed, placed, size);
     for (int h = 0; h < heads; ++h) {
       float* to = out + h * stride;
       const V w = set1(weight[h][t]);
@@ -249,11 +254,7 @@ static inline float arrange_query(const T* q, int64_t d, float softmax_scale, co
   if (i < d) store(x + i, mul(load_some(q + i, d - i), set1(softmax_scale)));
   for (i = d; i < blocks * kBlockCodes; ++i) x[i] = 0.f;
   for (i = 0; i < blocks * kBlockCodes; ++i) placed[place_of(i)] = x[i] * kNibbleScale[i % 4];
-  for (i = 0; i < blocks * kBlockCodes; i += 16) {
-    Split s;
-    arrange(load_wide(placed + i), s);
-    store_split(to + i, s);
-  }
+  arrange_placed(placed, to, blocks * kBlockCodes);
   for (int64_t t = 0; t < prefix.count; ++t) {
     for (i = 0; i < d; ++i) placed[i] = x[i] * prefix.key[t * prefix.stride + i];
     exact[t] = neighbour_sum(placed, d);

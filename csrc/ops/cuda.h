@@ -86,6 +86,13 @@ inline Tensor as_aligned(const Tensor& t) {
   return aligned(t.const_data_ptr()) ? t : torch::stable::clone(t);
 }
 
+// The elements of t on 16 bytes; `kept` keeps them until the launch.
+template <class T>
+const T* keep_aligned(const Tensor& t, std::vector<Tensor>& kept) {
+  kept.push_back(as_aligned(t));
+  return static_cast<const T*>(kept.back().const_data_ptr());
+}
+
 // n words that are zero when the next launch runs; `kept` keeps them where they were not lent.
 inline uint32_t* zeroed_tickets(int64_t n, int32_t index, std::vector<Tensor>& kept) {
   if (uint32_t* lent = lent_tickets().take(n, index)) return lent;

@@ -51,8 +51,7 @@ struct Call {
 
   template <class T>
   const T* keep(const Tensor& t) {
-    kept.push_back(as_aligned(t));
-    return static_cast<const T*>(kept.back().const_data_ptr());
+    return keep_aligned<T>(t, kept);
   }
 
   // x [m, k], contiguous but for rows that are padded to 16 bytes. The weight is decoded in the loop.

@@ -1,5 +1,7 @@
 #include "fused_rows.h"
 
+#include "../numeric/int4.h"
+
 namespace lowbit::ops {
 
 void check_index(const char* op, const RowCodes& codes) {
@@ -24,7 +26,10 @@ struct Codes {
 // bytes; this is for those who want what a card wants.
 void spread(const uint8_t* from, int64_t bytes, int64_t rows, int64_t k, int8_t* to) {
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t j = 0; j < k; ++j) to[r * k + j] = int8_t((from[r * bytes + j / 2] >> j % 2 * 4 & 15) - 8);
+    for (int64_t j = 0; j < k; ++j) {
+      const uint8_t pair = from[r * bytes + j / 2];
+      to[r * k + j] = int8_t(j % 2 ? int4::decode_high(pair) : int4::decode_low(pair));
+    }
 }
 
 // p holds what makes the values of the rows.

@@ -46,8 +46,7 @@ struct CudaLayer {
 
   template <class T>
   const T* keep(const Tensor& t) {
-    kept.push_back(as_aligned(t));
-    return static_cast<const T*>(kept.back().const_data_ptr());
+    return keep_aligned<T>(t, kept);
   }
 
   // Where the codes go that this call makes itself: rows padded, so that nothing past k is left to chance.

@@ -46,10 +46,7 @@ int32_t count_of(const char* op, const char* what, int64_t n) {
 
 // What qkv's heads go through. `kept` keeps the tables alive until the launch.
 kv::Rotation rotation_of(const Kv4Qkv& in, std::vector<Tensor>& kept) {
-  const auto keep = [&](const Tensor& t) {
-    kept.push_back(as_aligned(t));
-    return values<float>(kept.back());
-  };
+  const auto keep = [&](const Tensor& t) { return keep_aligned<float>(t, kept); };
   kv::Rotation r{};
   if (in.rotary) r.cos = keep(in.cos), r.sin = keep(in.sin), r.rotary = int32_t(in.rotary);
   if (in.q_norm) r.q_norm = keep(*in.q_norm);
@@ -142,10 +139,7 @@ void set_prefix(const char* op, kv::AttentionParams& p, const Kv4Prefix& prefix,
   static_assert(kv::kMaxPrefix == cpu::kKvPrefix);
   if (!prefix.tokens) return;
   check_same_device(op, first, {{"prefix_k", prefix.key}, {"prefix_v", prefix.value}});
-  const auto keep = [&](const Tensor& t) {
-    kept.push_back(as_aligned(t));
-    return values<float>(kept.back());
-  };
+  const auto keep = [&](const Tensor& t) { return keep_aligned<float>(t, kept); };
   p.prefix = int32_t(prefix.tokens), p.prefix_key = keep(*prefix.key), p.prefix_value = keep(*prefix.value);
 }
 

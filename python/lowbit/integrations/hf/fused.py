@@ -61,6 +61,13 @@ class FusedCache(Cache):
                 raise ValueError(f"max_tokens: expected {want}, got {held} and {tokens - pad} more")
         self.pads = [old + new for old, new in zip(self.pads, pads, strict=True)]
 
+    def step(self) -> tuple[Tensor, Tensor]:
+        """Before one more token of each sequence: the block table and lengths of `PagedKv4Cache.step`. On a
+        card the table grows by 16 pages at a time, so that a graph made for it lasts.
+        """
+        table, lengths = self.pages.step(self.sequences)
+        return (F.pad(table, (0, -table.shape[1] % 16), value=-1) if on_card(table) else table), lengths
+
     def read(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer as stored, [B, Hkv, T, D], the keys' Hadamard undone. Rows that hold
         fewer than T tokens end in zeros.
@@ -210,10 +217,9 @@ class FusedDecoder:
         """One token per sequence: h [B, d] through all layers. On a card that is one CUDA graph, captured
         anew when the pool of pages, the batch or (in steps of 16 pages) the length makes it another.
         """
-        table, lengths = cache.pages.step(cache.sequences)
+        table, lengths = cache.step()
         if not on_card(h):
             return self._layers(cache, h, cos, sin, table, lengths)
-        table = F.pad(table, (0, -table.shape[1] % 16), value=-1)
         pools = (t.data_ptr() for i in range(len(self.layers)) for t in cache.pages.caches(i))
         key = (h.shape, h.dtype, table.shape, *pools)  # all: a new cache may get some of an old one's memory
         inputs = (h, cos, sin, table, lengths)
