@@ -18,6 +18,7 @@ namespace lowbit::cpu {
 struct MixTable {
   const uint8_t* combination;  // [K, K/4], 0..7
   const float* sign;           // [K, K/4], +-1
+  bool transposed;             // of H^T
 };
 
 // Quantises rows of x [rows, k] (row r at x + r * x_stride elements), per token and symmetric.

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "dispatch.h"
+#include "hadamard_mix-inl.h"
 
 namespace lowbit::cpu::LOWBIT_ISA {
 
@@ -112,7 +113,7 @@ static void fwht(const In* x, Out* y, float* work, int64_t n, int64_t two, float
   const int stages = log2_of(two);
   if (stages <= kChunkStages) {
     const int64_t whole = n - n % kChunk;
-    dispatch_first<kChunkStages>(stages, x, y, whole, scale, true);
+    dispatch_first<kChunkStages>(stages, x, y, whole, scale, scale != 1.f);
     if (whole < n) fwht_small(x + whole, y + whole, n - whole, two, scale);
     return;
   }
@@ -129,21 +130,6 @@ static void fwht(const In* x, Out* y, float* work, int64_t n, int64_t two, float
   }
 }
 
-// H_K over blocks of K * two floats. A column register is kLanes columns of one block; mix_columns takes
-// kCols of them at a time, from several blocks where two is small.
-constexpr int kMixCols = 4;
-constexpr int64_t kMixFloats = 6144;  // what the combinations may take of the L1 cache
-
-// Blocks that mix needs at hand to fill kMixCols registers.
-static inline int64_t mix_blocks(int64_t two) {
-  return two < kMixCols * kLanes && two >= kLanes ? kMixCols * kLanes / two : 1;
-}
-
-// Workspace of a transform with a factor K: the blocks, and eight combinations of every four inputs.
-static inline int64_t mix_scratch(int64_t order, int64_t two) {
-  return order > 1 ? mix_blocks(two) * order * two + 2 * order * kMixCols * kLanes : 0;
-}
-
 template <class T>
 static inline V load_some(const T* x, int64_t count) {  // the first count < kLanes lanes, others zero
   alignas(64) T t[kLanes] = {};
@@ -158,87 +144,6 @@ static inline void store_some(T* y, V v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] = t[i];
 }
 
-// sums[g][8][kCols] = (x0 +- x1) +- (x2 +- x3) of inputs 4g..4g+3, numbered as in MixTable.
-template <int kCols, bool kPartial>
-static inline void combine(const float* x, const int64_t* column, float* sums, int64_t order, int64_t two) {
-  constexpr int64_t kWidth = kCols * kLanes;
-  for (int64_t i = 0; i < order; i += 4, sums += 8 * kWidth)
-#pragma GCC unroll 4
-    for (int c = 0; c < kCols; ++c) {
-      V v[4];
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
-        const float* from = x + (i + k) * two + column[c];
-        v[k] = kPartial ? load_some(from, two) : load(from);
-      }
-      const V first[2] = {add(v[0], v[1]), sub(v[0], v[1])}, second[2] = {add(v[2], v[3]), sub(v[2], v[3])};
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
-        store(sums + 2 * k * kWidth + c * kLanes, add(first[k / 2], second[k % 2]));
-        store(sums + (2 * k + 1) * kWidth + c * kLanes, sub(first[k / 2], second[k % 2]));
-      }
-    }
-}
-
-// y[j, c] = scale * sum_i H[j, i] x[i, c] for the column registers q .. q + kCols - 1 (kPartial: for the two
-// < kLanes columns of block q). Four inputs have only eight signed sums up to a sign. They are made once for
-// the columns at hand, and an output then adds one of them per four inputs: K^2 / 4 additions instead of K^2.
-template <int kCols, bool kPartial, class Out>
-static inline void mix_columns(const float* x, Out* y, const MixTable& h, int64_t order, int64_t two,
-                               int64_t q, float* sums, float scale) {
-  constexpr int kRows = kCols == kMixCols ? 2 : 4;  // outputs at a time; order is a multiple of 4
-  constexpr int64_t kWidth = kCols * kLanes;
-  const int64_t per_block = kPartial ? 1 : two / kLanes, quads = order / 4;
-  int64_t column[kCols];
-#pragma GCC unroll 4
-  for (int c = 0; c < kCols; ++c)
-    column[c] = (q + c) / per_block * order * two + (q + c) % per_block * kLanes;
-  combine<kCols, kPartial>(x, column, sums, order, two);
-  const V s = set1(scale), zero = set1(0.f);
-  for (int64_t j = 0; j < order; j += kRows) {
-    const uint8_t* which = h.combination + j * quads;
-    const float* sign = h.sign + j * quads;
-    V acc[kRows][kCols];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-      for (int c = 0; c < kCols; ++c) acc[r][c] = zero;
-    for (int64_t g = 0; g < quads; ++g) {
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const V plus_minus = set1(sign[r * quads + g]);
-        const float* sum = sums + (8 * g + which[r * quads + g]) * kWidth;
-#pragma GCC unroll 4
-        for (int c = 0; c < kCols; ++c) acc[r][c] = add_signed(acc[r][c], plus_minus, load(sum + c * kLanes));
-      }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-      for (int c = 0; c < kCols; ++c) {
-        Out* to = y + (j + r) * two + column[c];
-        if (kPartial) store_some(to, mul(acc[r][c], s), two);
-        else store(to, mul(acc[r][c], s));
-      }
-  }
-}
-
-template <class Out>
-static void mix(const float* x, Out* y, const MixTable& h, int64_t order, int64_t two, int64_t blocks,
-                float* sums, float scale) {
-  int64_t q = 0;
-  if (two < kLanes) {
-    for (; q < blocks; ++q) mix_columns<1, true>(x, y, h, order, two, q, sums, scale);
-    return;
-  }
-  const int64_t columns = blocks * (two / kLanes);
-  if (2 * order * kMixCols * kLanes <= kMixFloats)
-    for (; q + kMixCols <= columns; q += kMixCols)
-      mix_columns<kMixCols, false>(x, y, h, order, two, q, sums, scale);
-  for (; q + 2 <= columns; q += 2) mix_columns<2, false>(x, y, h, order, two, q, sums, scale);
-  if (q < columns) mix_columns<1, false>(x, y, h, order, two, q, sums, scale);
-}
-
 // y[n] = scale * transform of x[n] over blocks of order * two; y may be x. work: mix_scratch floats; order 1:
 // n, or null where y is fp32.
 template <class In, class Out>
@@ -246,10 +151,14 @@ static void hadamard(const In* x, Out* y, float* work, int64_t n, int64_t order,
                      const MixTable* h, float scale) {
   if (order == 1) return fwht(x, y, work, n, two, scale);
   const int64_t block = order * two, most = mix_blocks(two);
+  const MixShape shape = mix_shape(order, two);
   for (int64_t i = 0; i < n; i += most * block) {
-    const int64_t blocks = (n - i) / block < most ? (n - i) / block : most;
-    fwht(x + i, work, static_cast<float*>(nullptr), blocks * block, two, 1.f);
-    mix(work, y + i, *h, order, two, blocks, work + most * block, scale);
+    const int64_t blocks = std::min((n - i) / block, most);
+    if (shape.stride == two) fwht(x + i, work, static_cast<float*>(nullptr), blocks * block, two, 1.f);
+    else
+      for (int64_t r = 0; r < blocks * order; ++r)
+        fwht(x + i + r * two, work + r * shape.stride, static_cast<float*>(nullptr), two, two, 1.f);
+    mix(work, y + i, *h, shape, blocks, work + most * order * shape.stride, scale);
   }
 }
 

@@ -179,7 +179,7 @@ const MixTable* mix_table(int64_t k, bool transpose) {
         slot->combination.push_back(uint8_t(4 * (s[1] != s[0]) + 2 * (s[3] != s[2]) + (s[2] != s[0])));
         slot->sign.push_back(s[0]);
       }
-    slot->table = {slot->combination.data(), slot->sign.data()};
+    slot->table = {slot->combination.data(), slot->sign.data(), transpose};
   }
   return &slot->table;
 }

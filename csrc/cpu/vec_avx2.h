@@ -83,11 +83,18 @@ static inline V butterfly_within(V x) {
   return add_signed(_mm256_permute2f128_ps(x, x, 0x01), _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1), x);
 }
 
-// Two neighbouring registers to bf16, for values computed from bf16: their NaN have low bits of zero and
+// Two registers to bf16, neighbours or not, for values computed from bf16: their NaN have low bits of zero and
 // survive the rounding, which spares the test.
+static inline __m256i round_two(V a, V b) {
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(round_bf16(a), round_bf16(b)), 0xD8);
+}
 static inline void store_pair(bf16* p, V a, V b) {
-  const __m256i r = _mm256_packus_epi32(round_bf16(a), round_bf16(b));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(r, 0xD8));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), round_two(a, b));
+}
+static inline void store_two(bf16* p, bf16* q, V a, V b) {
+  const __m256i r = round_two(a, b);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(r));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm256_extracti128_si256(r, 1));
 }
 
 using I = __m256i;

@@ -89,7 +89,7 @@ Device device_of(int sm, int multiprocessors) {
 
 template <int kOrder>
 std::vector<uint64_t> rows() {
-  return {Signs<kOrder>::row, Signs<kOrder>::row + kOrder};
+  return {HadamardSigns<kOrder>::row, HadamardSigns<kOrder>::row + kOrder};
 }
 
 }  // namespace

@@ -515,7 +515,7 @@ MUTANTS = [
     ),
     Mutant(
         "hadamard_cuda",
-        "kernels/hadamard/signs.h",
+        "numeric/hadamard_signs.h",
         "4 * (minus[1] != minus[0])",
         "4 * (minus[1] == minus[0])",
     ),

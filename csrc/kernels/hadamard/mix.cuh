@@ -4,9 +4,9 @@
 
 #include <utility>
 
+#include "../../numeric/hadamard_signs.h"
 #include "../quantize/codes.cuh"
 #include "params.h"
-#include "signs.h"
 #include "tile.cuh"
 
 namespace lowbit::kernels::hadamard {
@@ -25,7 +25,7 @@ LOWBIT_DEVICE void combine(float (&sum)[8], const float (&x)[4]) {
 // The signs are template arguments: every output costs one addition per quad and nothing else.
 template <int kOrder, int kQuad, int kOutput>
 LOWBIT_DEVICE void add_combination(float& acc, const float (&sum)[8]) {
-  using T = Term<kOrder, kOutput, kQuad>;
+  using T = HadamardTerm<kOrder, kOutput, kQuad>;
   acc = T::negative ? ptx::sub_rn(acc, sum[T::combination]) : ptx::add_rn(acc, sum[T::combination]);
 }
 

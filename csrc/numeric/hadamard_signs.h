@@ -4,26 +4,26 @@
 
 #include <cstdint>
 
-namespace lowbit::kernels::hadamard {
+namespace lowbit {
 
 template <int kOrder>
-struct Signs;
+struct HadamardSigns;
 
 template <>
-struct Signs<12> {
+struct HadamardSigns<12> {
   static constexpr uint64_t row[12] = {0x000, 0x475, 0x8e9, 0x1d3, 0x3a5, 0x749,
                                        0xe91, 0xd23, 0xa47, 0x48f, 0x91d, 0x23b};
 };
 
 template <>
-struct Signs<20> {
+struct HadamardSigns<20> {
   static constexpr uint64_t row[20] = {0x00000, 0x615e5, 0xc2bc9, 0x85793, 0x0af27, 0x15e4d, 0x2bc99,
                                        0x57931, 0xaf261, 0x5e4c3, 0xbc985, 0x7930b, 0xf2615, 0xe4c2b,
                                        0xc9857, 0x930af, 0x2615f, 0x4c2bd, 0x98579, 0x30af3};
 };
 
 template <>
-struct Signs<28> {
+struct HadamardSigns<28> {
   static constexpr uint64_t row[28] = {0x0000000, 0x4a37785, 0x90ecf89, 0x255bb83, 0x513ac2f, 0x866784f,
                                        0x28dd41f, 0x8956d71, 0x323da71, 0x44eb4f1, 0x6ef0929, 0xd9f1243,
                                        0xb770495, 0x7585d45, 0xcf09e19, 0xba83ca3, 0xadae225, 0x7b4e0c9,
@@ -32,7 +32,7 @@ struct Signs<28> {
 };
 
 template <>
-struct Signs<36> {
+struct HadamardSigns<36> {
   static constexpr uint64_t row[36] = {
       0x000000002, 0xaaaaaaaab, 0x0cfc3f308, 0xa656959ae, 0x33f0fcc20, 0x995a566ba, 0xcfc3f3080, 0x656959aea,
       0x3f0fcc20c, 0x95a566ba6, 0xfc3f30830, 0x56959ae9a, 0xf0fcc20cc, 0x5a566ba66, 0xc3f30833c, 0x6959ae996,
@@ -42,7 +42,7 @@ struct Signs<36> {
 };
 
 template <>
-struct Signs<44> {
+struct HadamardSigns<44> {
   static constexpr uint64_t row[44] = {
       0x00000000000, 0x6b10747dca5, 0xd620e8fb949, 0xac41d1f7293, 0x5883a3ee527, 0xb10747dca4d, 0x620e8fb949b,
       0xc41d1f72935, 0x883a3ee526b, 0x10747dca4d7, 0x20e8fb949ad, 0x41d1f729359, 0x83a3ee526b1, 0x0747dca4d63,
@@ -54,7 +54,7 @@ struct Signs<44> {
 };
 
 template <>
-struct Signs<52> {
+struct HadamardSigns<52> {
   static constexpr uint64_t row[52] = {
       0x0000000000002, 0xaaaaaaaaaaaab, 0xc3cf33cf0f008, 0x69659965a5aae, 0x0ffccf303f020, 0xa556659a95aba,
       0x3f333cccfc080, 0x9599966656aea, 0xfc0cf33ff0200, 0x56a659955abaa, 0xf0f3ccf3c3800, 0x5a59665969eaa,
@@ -68,7 +68,7 @@ struct Signs<52> {
 };
 
 template <>
-struct Signs<60> {
+struct HadamardSigns<60> {
   static constexpr uint64_t row[60] = {
       0x000000000000000, 0x456c4307cf72575, 0x8ad8860f9ee4ae9, 0x15b10c1f3dc95d3, 0x2b62183e7b92ba5,
       0x56c4307cf725749, 0xad8860f9ee4ae91, 0x5b10c1f3dc95d23, 0xb62183e7b92ba45, 0x6c4307cf725748b,
@@ -87,12 +87,12 @@ struct Signs<60> {
 // Inputs 4 g .. 4 g + 3 in output j: sign * one of the eight (x0 +- x1) +- (x2 +- x3), numbered as in
 // cpu::MixTable. Constants of a type, for nvcc lets a kernel call no constexpr function of the host.
 template <int kOrder, int kOutput, int kQuad>
-struct Term {
-  static constexpr uint64_t bits = Signs<kOrder>::row[kOutput] >> (4 * kQuad);
+struct HadamardTerm {
+  static constexpr uint64_t bits = HadamardSigns<kOrder>::row[kOutput] >> (4 * kQuad);
   static constexpr bool minus[4] = {(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0};
   static constexpr int combination =
       4 * (minus[1] != minus[0]) + 2 * (minus[3] != minus[2]) + (minus[2] != minus[0]);
   static constexpr bool negative = minus[0];
 };
 
-}  // namespace lowbit::kernels::hadamard
+}  // namespace lowbit
