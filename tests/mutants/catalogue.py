@@ -37,6 +37,7 @@ EMULATED = tuple(family for family in TESTS if family.endswith("_cuda"))
 
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
+_MIX_CPU = "cpu/hadamard_mix-inl.h"
 _FP, _FLOAT, _FP_TILE = "cpu/fp_gemm-inl.h", "numeric/minifloat.h", "layout/fp_tile.h"
 _MMA, _WGMMA = "kernels/int_gemm/sm80.cuh", "kernels/int_gemm/sm90.cuh"
 _UNPACK, _EPILOGUE = "kernels/int_gemm/unpack.cuh", "kernels/int_gemm/epilogue.cuh"
@@ -138,10 +139,20 @@ MUTANTS = [
     # the sum of four terms in another order: the last bit only
     Mutant(
         "hadamard",
-        _HADAMARD,
+        _MIX_CPU,
         "add(first[k / 2], second[k % 2]));",
         "k % 2 ? sub(add(first[k / 2], v[2]), v[3]) : add(add(first[k / 2], v[2]), v[3]));",
     ),
+    # what the first quads added up is forgotten
+    Mutant("hadamard", _MIX_CPU, "acc[c] = first ? load(", "acc[c] = first < 0 ? load("),
+    # the other output's sign
+    Mutant("hadamard", _MIX_CPU, "set1(T::negative ? -1.f : 1.f)", "set1(T::negative ? 1.f : -1.f)"),
+    # the second column register gets the first one's outputs
+    Mutant("hadamard", _MIX_CPU, "combine<1>(x + c * kLanes,", "combine<1>(x,"),
+    # H for its transpose
+    Mutant("hadamard", _MIX_CPU, "if (!h.transposed)", "if (true)"),
+    # blocks side by side, one place on
+    Mutant("hadamard", _MIX_CPU, "mixed[i * beside.two + b * two + c]", "mixed[i * beside.two + c]"),
     # rounding, clamping, special rows
     Mutant(
         "quantize",

@@ -37,8 +37,16 @@ def test_fp32_bits_of_model_sizes(n, block, isa):
     compare.exact(OPS.hadamard(x, n**-0.5, block), had.transform_fp32(x.numpy(), n**-0.5, block))
 
 
+@pytest.mark.parametrize("n", [12, 24, 36, 40, 44, 56, 80, 112, 152, 304, 688])
+@pytest.mark.parametrize("rows", [15, 70])
+def test_blocks_narrower_than_a_register(n, rows, isa):
+    """Many rows share a register, the last of them do not fill it."""
+    x = normal(rows, n, seed=n)
+    compare.exact(OPS.hadamard(x, 0.37), had.transform_fp32(x.numpy(), 0.37))
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("n,block", SIZES[::2])
+@pytest.mark.parametrize("n,block", [*SIZES[::2], (1536, None), (3584, None), (2560, 640)])
 def test_half_precision_rounds_once(n, block, dtype, isa):
     x = normal(2, 3, n, seed=n).to(getattr(torch, dtype))
     want = had.transform_fp32(x.float().numpy(), n**-0.5, block)
