@@ -62,7 +62,8 @@ struct Call {
     if (layer.bias) p.bias = keep<float>(*layer.bias);
     if (layer.group_scale) {
       p.group_scale = keep<uint8_t>(*layer.group_scale);
-      p.scales = layer.group == 32 ? gemm::Scales::kE8M0 : gemm::Scales::kF16;
+      const bool bytes = layer.group_scale->scalar_type() == ScalarType::Byte;
+      p.scales = bytes ? gemm::Scales::kE8M0 : gemm::Scales::kF16;
       p.group_shift = layer.group == 32 ? 5 : layer.group == 64 ? 6 : 7;
     }
     const int64_t past = layer.k % 8 ? 8 - layer.k % 8 : 0;

@@ -16,7 +16,7 @@ from tests.oracle.cases import MODEL_LAYERS
 EMPTY = np.zeros(0, np.float32)
 FORMATS = ("e3m2", "e2m3", "e2m1", "e3m0", "int4")
 HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-GROUPS = (0, 32, 64, 128)
+GROUPS = (0, 32, 64, 128, -32)  # negative: with fp16 scales, as 64 and 128 always have
 # of a tile: numbers of rows of x that choose it
 TOKENS = {16: (1, 8, 9, 16), 64: (17, 33, 64, 65), 128: (65, 120, 128, 129)}
 
@@ -46,11 +46,12 @@ class Problem:
 
     def __init__(self, m, n, k, format="e3m2", half="float16", group=0, bias=True, exact=True, seed=0):
         rng = np.random.default_rng(seed)
-        self.m, self.n, self.k, self.format, self.half, self.group = m, n, k, format, half, group
+        self.m, self.n, self.k, self.format, self.half = m, n, k, format, half
+        e8m0, self.group = group == 32, abs(group)
         self.exact = exact
         table = values(format)
         self.codes = rng.integers(0, len(table), (n, k))
-        groups = -(-k // group) if group else 0
+        groups = -(-k // self.group) if group else 0
         if exact:
             # multiples of 2^-4 up to 28, times integers up to 3: 2^24 / (28 * 16 * 3) terms are exact
             self.x = rng.integers(-3, 4, (m, k)).astype(HALVES[half])
@@ -61,7 +62,7 @@ class Problem:
             scale, power = (rng.random(n) + 0.1) / 64, rng.random((n, groups)) * 4 - 2
             self.bias = rng.standard_normal(n).astype(np.float32) if bias else EMPTY
         self.w_scale = scale.astype(np.float32)
-        if group == 32:
+        if e8m0:
             self.group_scale = (np.rint(power) + 127).astype(np.uint8)
             self.group_value = 2.0 ** (self.group_scale.astype(np.float64) - 127)
         else:
@@ -147,8 +148,8 @@ def test_edges(emulated, format, half, tokens, which, n, k):
 
 @pytest.mark.parametrize(("format", "half", "tokens"), MMA_TILES)
 def test_groups(emulated, format, half, tokens):
-    """Groups of 32 with E8M0 scales, of 64 and 128 with fp16, whole and cut off by the end of K."""
-    for group, k in ((32, 32), (32, 168), (64, 200), (64, 128), (128, 300)):
+    """Groups of 32 with E8M0 scales, of 32, 64 and 128 with fp16, whole and cut off by the end of K."""
+    for group, k in ((32, 32), (32, 168), (-32, 168), (64, 200), (64, 128), (128, 300)):
         Problem(TOKENS[tokens][0], 96, k, format, half, group).check(emulated)
 
 
@@ -266,7 +267,7 @@ def test_no_k(emulated, group):
 
 @pytest.mark.parametrize(
     ("format", "half", "tokens", "group"),
-    [(*tile, group) for tile in TILES for group in (0, 32) if tile[2] < 128 or not group],
+    [(*tile, group) for tile in TILES for group in (0, 32, -32) if tile[2] < 128 or not group],
 )
 def test_traffic(emulated, format, half, tokens, group):
     """No bank conflict anywhere, every access coalesced, each byte read once per tile."""
@@ -295,7 +296,7 @@ def test_traffic(emulated, format, half, tokens, group):
 
 @pytest.mark.parametrize(("format", "half", "tokens"), TILES)
 def test_no_race_in_twenty_orders(emulated, format, half, tokens):
-    group = GROUPS[(FORMATS.index(format) + (half == "bfloat16") + tokens // 16) % 4] if tokens < 128 else 0
+    group = GROUPS[(FORMATS.index(format) + (half == "bfloat16") + tokens // 16) % 5] if tokens < 128 else 0
     p = Problem(TOKENS[tokens][1], 72, 6 * 128 - 40, format, half, group)
     want, sm = p.want(), sm_of(tokens)
     for seed in range(20):

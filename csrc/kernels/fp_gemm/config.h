@@ -36,8 +36,8 @@ constexpr int x_stage_bytes(int tokens) { return tokens * kStageK * 2; }
 constexpr int weight_stage_bytes(int rows, Weight w) {
   return rows / fp_fragment::kN * fp_fragment::block_bytes(w);
 }
-// At most 256 bytes for 64 channels: four groups of 32 in E8M0, or two of 64 in fp16.
-constexpr int scale_stage_bytes(int rows, bool grouped) { return grouped ? rows / fp_fragment::kN * 256 : 0; }
+// At most four groups of 32 in fp16.
+constexpr int scale_stage_bytes(int rows, bool grouped) { return grouped ? rows * 4 * 2 : 0; }
 constexpr int stage_bytes(const Tile& t, Weight w, bool grouped) {
   const int bytes =
       x_stage_bytes(t.tokens) + weight_stage_bytes(t.rows, w) + scale_stage_bytes(t.rows, grouped);

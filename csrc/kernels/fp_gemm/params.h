@@ -18,7 +18,7 @@ constexpr float factor_of(Weight w, Half half) {
   return half == Half::kF16 ? float(1 << fp_fragment::exponent_shift(w, half)) : 1.f;
 }
 
-enum class Scales : int32_t { kNone, kE8M0, kF16 };  // of groups: one byte each, or two
+enum class Scales : int32_t { kNone, kE8M0, kF16 };  // of groups: of 32, a byte each; of 32, 64 or 128, two
 
 struct Params {
   int32_t m, n, k;

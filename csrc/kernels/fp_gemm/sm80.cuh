@@ -153,7 +153,7 @@ LOWBIT_DEVICE void load_group_scales(float (&scale)[C::kSlabs][2], const Params&
       scale[i / 2][i % 2] = ptx::max_f32(ptx::bit_cast<float>(bits), 0x1p-127f);
     }
   } else {
-    const int group = (block << (7 - p.group_shift)) + (32 * k32 >> p.group_shift);
+    const int group = (block << (7 - p.group_shift)) + (32 * k32 >> p.group_shift);  // of 32, 64 or 128
     const auto values = scales.template as<uint16_t>() + (64 * group + lane);
     LOWBIT_UNROLL
     for (int i = 0; i < 2 * C::kSlabs; ++i)
