@@ -93,7 +93,7 @@ float max_f32(float a, float b);
 float min_f32(float a, float b);
 float rint_f32(float a);
 float ex2(float a);
-uint32_t sub_f16x2(uint32_t a, uint32_t b);
+uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c);
 uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c);
 float cvt_rn_f32_s32(int32_t a);
 int32_t cvt_rni_s32_f32(float a);

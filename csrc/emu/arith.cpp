@@ -91,10 +91,10 @@ double sum_odd(double a, double b) {
 
 }  // namespace
 
-uint32_t sub_f16x2(uint32_t a, uint32_t b) {
+uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
   return each_half([&](int s) {
     const double x = fp16_to_float(uint16_t(a >> s)), y = fp16_to_float(uint16_t(b >> s));
-    return float_to_fp16(round_odd(x - y));  // the difference is exact
+    return float_to_fp16(round_odd(sum_odd(x * y, fp16_to_float(uint16_t(c >> s)))));  // the product is exact
   });
 }
 uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {

@@ -32,7 +32,9 @@ struct Call {
   int64_t m;
   gemm::Weight weight;
   gemm::Half half;
-  float factor;
+  float factor;  // of the values of e1m2
+  gemm::Scales scales = gemm::Scales::kNone;
+  int32_t group_shift = 0;
   std::vector<Tensor> kept;  // alive until the launch
 
   Call(const char* op, const Tensor& x, const Rows& rows, const Tensor& tiles, std::string_view format,
@@ -43,10 +45,14 @@ struct Call {
         m(rows.count),
         weight(weight_of(layer.format)),
         half(x.scalar_type() == ScalarType::Half ? gemm::Half::kF16 : gemm::Half::kBF16),
-        factor(gemm::factor_of(weight, half) * (layer.format == Format::kE1M2 ? 0.25f : 1.f)) {
+        factor(layer.format == Format::kE1M2 ? 0.25f : 1.f) {
     check(m < (int64_t(1) << 31) && layer.n < (int64_t(1) << 31), op,
           ": expected fewer than 2^31 rows of x and of weight");
     check(layer.k < (int64_t(1) << 24), op, ": K is ", layer.k, ", expected fewer than 2^24");
+    if (!layer.group) return;
+    const bool bytes = layer.group_scale->scalar_type() == ScalarType::Byte;
+    scales = bytes ? gemm::Scales::kE8M0 : gemm::Scales::kF16;
+    group_shift = layer.group == 32 ? 5 : layer.group == 64 ? 6 : 7;
   }
 
   template <class T>
@@ -57,19 +63,16 @@ struct Call {
   // x [m, k], contiguous but for rows that are padded to 16 bytes. The weight is decoded in the loop.
   void multiply(const Tensor& x, Tensor& y) {
     gemm::Params p{};
-    p.m = int32_t(m), p.n = int32_t(layer.n), p.k = int32_t(layer.k), p.factor = factor;
+    p.m = int32_t(m), p.n = int32_t(layer.n), p.k = int32_t(layer.k);
     p.weight = keep<uint8_t>(layer.weight), p.w_scale = keep<float>(layer.w_scale);
     if (layer.bias) p.bias = keep<float>(*layer.bias);
-    if (layer.group_scale) {
-      p.group_scale = keep<uint8_t>(*layer.group_scale);
-      const bool bytes = layer.group_scale->scalar_type() == ScalarType::Byte;
-      p.scales = bytes ? gemm::Scales::kE8M0 : gemm::Scales::kF16;
-      p.group_shift = layer.group == 32 ? 5 : layer.group == 64 ? 6 : 7;
-    }
+    if (layer.group) p.group_scale = keep<uint8_t>(*layer.group_scale);
+    p.scales = scales, p.group_shift = group_shift;
     const int64_t past = layer.k % 8 ? 8 - layer.k % 8 : 0;
     p.x = keep<uint8_t>(past ? torch::stable::pad(x, {0, past}) : x), p.x_stride = 2 * (layer.k + past);
     p.y = y.mutable_data_ptr();
     const gemm::Choice c = gemm::choose(p.m, p.n, p.k, weight, layer.group != 0, on.device);
+    p.factor = factor * gemm::factor_of(c.tile, weight, half, layer.group != 0);
     p.splits = c.splits, p.stages_per_split = c.stages_per_split;
     if (c.splits > 1) {
       kept.push_back(empty_cuda({c.partial_words}, ScalarType::Float, on.device.index));
@@ -79,8 +82,8 @@ struct Call {
     check_cuda(gemm::run(p, c, weight, half, layer.group != 0, on.stream), op);
   }
 
-  // Panel by panel of channels: the weight as exact fp16 or bf16, torch's matmul to fp32, scale and bias. The
-  // numbers are rounded where multiply() rounds them.
+  // Panel by panel of channels: the weight in fp16 or bf16, torch's matmul to fp32, scale and bias. The
+  // numbers are rounded where multiply() rounds them on wgmma.
   void dequantize_and_multiply(const Tensor& x, Tensor& y) {
     const ScalarType type = x.scalar_type();
     const int64_t row_bytes = 2 * layer.k, blocks = ceil_div(layer.n, fp_fragment::kN);
@@ -88,14 +91,19 @@ struct Call {
     if (per_panel < 1) per_panel = 1;
     const int64_t block_bytes = ceil_div(layer.k, fp_fragment::kK) * fp_fragment::block_bytes(weight);
     const uint8_t* const tiles = keep<uint8_t>(layer.weight);
+    const uint8_t* const group_scale = layer.group ? keep<uint8_t>(*layer.group_scale) : nullptr;
+    const int64_t scale_bytes =
+        layer.group ? layer.group_scale->size(1) * gemm::group_bytes(scales) : 0;  // of a block of channels
     for (int64_t block = 0; block < blocks; block += per_panel) {
       const int64_t first = block * fp_fragment::kN;
       const int64_t n =
           layer.n - first < per_panel * fp_fragment::kN ? layer.n - first : per_panel * fp_fragment::kN;
       Tensor panel = empty_cuda({n, layer.k}, type, on.device.index);
       gemm::DequantizeParams d{};
-      d.n = int32_t(n), d.k = int32_t(layer.k), d.factor = factor;
+      d.n = int32_t(n), d.k = int32_t(layer.k), d.factor = factor * gemm::factor_of(weight, half);
       d.weight = tiles + block * block_bytes;
+      if (group_scale) d.group_scale = group_scale + block * scale_bytes;
+      d.scales = scales, d.group_shift = group_shift;
       d.out = panel.mutable_data_ptr(), d.out_stride = layer.k;
       check_cuda(gemm::dequantize(d, weight, half, on.stream), op);
 
@@ -137,8 +145,7 @@ Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view form
   Tensor y = empty_cuda(shape, type, call.on.device.index);
   if (!rows.count || !call.layer.n) return y;
   const Tensor x2 = torch::stable::view(x, {rows.count, rows.length});
-  if (gemm::by_torch(rows.count, rows.length, call.layer.group != 0, call.on.device))
-    call.dequantize_and_multiply(x2, y);
+  if (gemm::by_torch(rows.count, rows.length, call.on.device)) call.dequantize_and_multiply(x2, y);
   else call.multiply(x2, y);
   return y;
 }

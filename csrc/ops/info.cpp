@@ -97,7 +97,7 @@ LOWBIT_EXPORT const char* lowbit_explain_fp_gemm(int m, int n, int k, int weight
                                                  int multiprocessors, int shared_bytes) {
   namespace gemm = lowbit::kernels::fp_gemm;
   const lowbit::kernels::Device device{sm, multiprocessors, shared_bytes, 0};
-  if (gemm::by_torch(m, k, grouped != 0, device))
+  if (gemm::by_torch(m, k, device))
     return keep("torch's matmul on the weight as fp16 or bf16, written in panels: from " +
                 std::to_string(gemm::crossover(device)) + " tokens on");
   const auto kind = gemm::Weight(weight);

@@ -174,19 +174,18 @@ LOWBIT_DEVICE float cvt_f32_f16(uint16_t a) {
 #endif
 }
 
-// sub.rn.f16x2 (9.7.4.2): a - b in both halves, subnormals kept.
-LOWBIT_DEVICE uint32_t sub_rn_f16x2(uint32_t a, uint32_t b) {
+// fma.rn.f16x2 and fma.rn.bf16x2 (9.7.4.4): a * b + c in both halves, one rounding, subnormals kept. sm_80
+// has no other arithmetic on bf16 pairs: a product is a fma with -0.
+LOWBIT_DEVICE uint32_t fma_rn_f16x2(uint32_t a, uint32_t b, uint32_t c) {
 #if !defined(LOWBIT_EMULATE)
   uint32_t d;
-  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 #else
-  return emu::sub_f16x2(a, b);
+  return emu::fma_f16x2(a, b, c);
 #endif
 }
 
-// fma.rn.bf16x2 (9.7.4.4): a * b + c in both halves, one rounding, subnormals kept. sm_80 has no other
-// arithmetic on bf16 pairs: a product is a fma with -0.
 LOWBIT_DEVICE uint32_t fma_rn_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
 #if !defined(LOWBIT_EMULATE)
   uint32_t d;

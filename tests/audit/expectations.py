@@ -152,19 +152,22 @@ def _fp_gemm() -> list[Expect]:
                 calls="^0x",
             )
         )
-    # wgmma: a lane has 8 weights per tensor instruction
-    for (w, format), bf16 in itertools.product(enumerate(_FP_INTEGERS), (False, True)):
-        pairs = 4 if bf16 or format == "int4" else 0
+    # wgmma: a lane has 8 weights per tensor instruction. Group scales multiply pairs: once, and fp16 weights
+    # but for int4 once more to their own size; bf16 takes the scale in two parts.
+    for (w, format), bf16, grouped in itertools.product(
+        enumerate(_FP_INTEGERS), (False, True), (False, True)
+    ):
+        pairs = 4 * (bf16 or format == "int4") + grouped * (8 if bf16 or format != "int4" else 4)
         rows.append(
             Expect(
-                rf"fp_gemm::gemm_wgmma<.*Weight\){w}, .*Half\){int(bf16)}>",
+                rf"fp_gemm::gemm_wgmma<.*Weight\){w}, .*Half\){int(bf16)}, {str(grouped).lower()}>",
                 "sm_90a",
                 1,
                 "HGMMA.64x128x16.F32.BF16" if bf16 else "HGMMA.64x128x16.F32",
                 registers=128,
-                loop_widths={"LDS": 128},
-                integer_per_tensor=8 * _FP_WGMMA_INTEGERS[format][bf16],
-                per_tensor={"HFMA2": pairs, "HMUL2": pairs * bf16, "FMUL": 0.0},
+                loop_widths={} if grouped else {"LDS": 128},
+                integer_per_tensor=8 * (_FP_WGMMA_INTEGERS[format][bf16] + 0.9 * grouped),
+                per_tensor={"HFMA2": pairs, "HMUL2": pairs, "FMUL": 0.0},
                 calls="^0x",
             )
         )

@@ -29,6 +29,7 @@ void run_wgmma(const Params& p) {
 
 template <Weight kWeight, Half kHalf, bool kGrouped>
 Run kernel_of(const Tile& tile) {
+  if (tile.kernel == Kernel::kWgmma) return run_wgmma<WgmmaConfig<kWeight, kHalf, kGrouped>>;
   return tile.tokens == kSmall.tokens ? run<Config<kSmall, kWeight, kHalf, kGrouped>>
                                       : run<Config<kMiddle, kWeight, kHalf, kGrouped>>;
 }
@@ -38,8 +39,7 @@ Run kernel_of(Weight w, const Tile& tile, Half half, bool grouped) {
     return with_half(half, [&](auto type) -> Error {
       constexpr Weight kWeight = decltype(weight)::value;
       constexpr Half kHalf = decltype(type)::value;
-      if (tile.kernel == Kernel::kWgmma) kernel = run_wgmma<WgmmaConfig<kWeight, kHalf>>;
-      else kernel = grouped ? kernel_of<kWeight, kHalf, true>(tile) : kernel_of<kWeight, kHalf, false>(tile);
+      kernel = grouped ? kernel_of<kWeight, kHalf, true>(tile) : kernel_of<kWeight, kHalf, false>(tile);
       return nullptr;
     });
   });
@@ -80,6 +80,11 @@ py::dict to_dict(const Choice& c, Weight w, bool grouped, const Device& device) 
   return d;
 }
 
+Scales scales_of(int group, const py::array& scale) {
+  return !group ? Scales::kNone : scale.itemsize() == 1 ? Scales::kE8M0 : Scales::kF16;
+}
+int shift_of(int group) { return group == 32 ? 5 : group == 64 ? 6 : 7; }
+
 Device device_of(int sm, int multiprocessors) {
   return {sm, multiprocessors, sm == 90 ? 232448 : sm == 80 ? 166912 : 101376, 0};
 }
@@ -112,16 +117,18 @@ LOWBIT_EMU_BIND(fp_gemm) {
     return py::make_tuple(p.word, p.bit);
   });
   // out [n, stride] as uint16
-  m.def("fp_gemm_dequantize", [](const std::string& format, bool bf16, int k, py::array weight, py::array out,
-                                 const py::dict& options) {
+  m.def("fp_gemm_dequantize", [](const std::string& format, bool bf16, int k, int group, py::array weight,
+                                 py::array group_scale, py::array out, const py::dict& options) {
     const Half half = bf16 ? Half::kBF16 : Half::kF16;
     DequantizeParams p{};
     p.n = int(out.shape(0)), p.k = k, p.weight = bind::pointer<const uint8_t>(weight);
     p.factor = factor_of(weight_of(format), half);
     p.out = bind::pointer<void>(out), p.out_stride = out.shape(1);
+    p.group_scale = bind::pointer<const uint8_t>(group_scale);
+    p.scales = scales_of(group, group_scale), p.group_shift = shift_of(group);
     const auto blocks = ceil_div(p.n, fp_fragment::kN) * ceil_div(k, fp_fragment::kK);
     return bind::run(codec_grid(blocks, kDequantizeShared), options,
-                     {bind::read("weight", weight), bind::write("out", out)},
+                     {bind::read("weight", weight), bind::read("group_scale", group_scale), bind::write("out", out)},
                      [&] { dequantize(weight_of(format), p, half); });
   });
   m.def("fp_gemm_finish", [](bool bf16, py::array sum, py::array w_scale, py::array bias, py::array y, int first,
@@ -167,12 +174,11 @@ LOWBIT_EMU_BIND(fp_gemm) {
     const Device device = device_of(sm, sms);
     Params p{};
     p.m = int(y.shape(0)), p.n = int(y.shape(1)), p.k = k;
-    p.group_shift = group == 32 ? 5 : group == 64 ? 6 : 7;
-    p.scales = !group ? Scales::kNone : group_scale.itemsize() == 1 ? Scales::kE8M0 : Scales::kF16;
+    p.scales = scales_of(group, group_scale), p.group_shift = shift_of(group);
     const Choice c = choose(p.m, p.n, k, w, group > 0, device, splits);
     p.x = bind::pointer<const uint8_t>(x), p.x_stride = x.strides(0);
     p.weight = bind::pointer<const uint8_t>(weight);
-    p.factor = factor_of(w, half) * float(factor);
+    p.factor = factor_of(c.tile, w, half, group > 0) * float(factor);
     p.w_scale = bind::pointer<const float>(w_scale), p.y = bind::pointer<void>(y);
     p.splits = c.splits, p.stages_per_split = c.stages_per_split;
     std::vector<emu::Buffer> buffers{bind::read("x", x), bind::read("weight", weight),

@@ -156,21 +156,23 @@ def prmt(a, b, selector):
     return out
 
 
-def fma_bf16(a, b, c):
-    """a * b + c of bf16 bit patterns in rational arithmetic, rounded once to nearest even."""
-    x, y, z = (float(np.uint16(v).view(ml_dtypes.bfloat16)) for v in (a, b, c))
+def fma_half(dtype, a, b, c):
+    """a * b + c of fp16 or bf16 bit patterns in rational arithmetic, rounded once to nearest even."""
+    x, y, z = (float(np.uint16(v).view(dtype)) for v in (a, b, c))
+    least, fraction = (-14, 10) if dtype is np.float16 else (-126, 7)
+    infinity = 0x7C00 if dtype is np.float16 else 0x7F80
     if not all(map(math.isfinite, (x, y, z))):
         special = np.array(x, np.float64) * y + z
-        return 0x7FC0 if np.isnan(special) else 0x7F80 | (special < 0) << 15
+        return infinity + (1 << fraction >> 1) if np.isnan(special) else infinity | (special < 0) << 15
     exact = Fraction(x) * Fraction(y) + Fraction(z)
     if not exact:  # the sign of zero: negative only if both terms are
         return 0x8000 * (math.copysign(1, x) * math.copysign(1, y) < 0 and math.copysign(1, z) < 0)
     size, sign = abs(exact), 0x8000 * (exact < 0)
-    exponent = max(size.numerator.bit_length() - size.denominator.bit_length() - 1, -126)
+    exponent = max(size.numerator.bit_length() - size.denominator.bit_length() - 1, least)
     if size >= Fraction(2) ** (exponent + 1):
         exponent += 1
-    steps = round(size / Fraction(2) ** (exponent - 7))  # Python rounds ties to even
-    return sign | min(max(exponent + 126, 0) * 128 + steps, 0x7F80)
+    steps = round(size / Fraction(2) ** (exponent - fraction))  # Python rounds ties to even
+    return sign | min((max(exponent - least, 0) << fraction) + steps, infinity)
 
 
 def signed(x, bits):
@@ -224,12 +226,13 @@ def test_bits(emulated):
         expected = np.stack([fa, fb], 1).astype(dtype).astype(np.float32)
         assert np.array_equal(got, expected, equal_nan=True)
     x, y, z = (np.ascontiguousarray(v).view(np.uint16) for v in (a, b, c))
-    got = np.ascontiguousarray(out[16]).view(np.float16)
-    # the difference of two fp16 is exact in fp64, and numpy rounds it once
-    expected = (x.view(np.float16).astype(np.float64) - y.view(np.float16)).astype(np.float16)
-    assert np.array_equal(got, expected, equal_nan=True)
-    got = np.ascontiguousarray(out[17]).view(np.uint16)
-    assert [int(v) for v in got] == [fma_bf16(*(int(v) for v in t)) for t in zip(x, y, z, strict=True)]
+    for row, dtype in ((16, np.float16), (17, ml_dtypes.bfloat16)):
+        got = np.ascontiguousarray(out[row]).view(np.uint16)
+        triples = zip(x, y, z, strict=True)
+        expected = np.array([fma_half(dtype, *(int(v) for v in t)) for t in triples], np.uint16)
+        nan = np.isnan(got.view(dtype).astype(np.float32))
+        assert np.array_equal(nan, np.isnan(expected.view(dtype).astype(np.float32)))
+        assert np.array_equal(got[~nan], expected[~nan])
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -141,7 +141,7 @@ bits_kernel(const uint32_t* a, const uint32_t* b, const uint32_t* c, uint32_t* o
     put(13, bit_cast<uint32_t>(cvt_f32_f16(uint16_t(x))));
     put(14, bit_cast<uint32_t>(rint_f32(fx)));
     put(15, bit_cast<uint32_t>(max_f32(fx, fy)));
-    put(16, sub_rn_f16x2(x, y));
+    put(16, fma_rn_f16x2(x, y, z));
     put(17, fma_rn_bf16x2(x, y, z));
   }
 }

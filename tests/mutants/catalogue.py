@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from . import attention, fused_rows
+from . import attention, fp_gemm, fused_rows
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,8 @@ EMULATED = tuple(family for family in TESTS if family.endswith("_cuda"))
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
 _MIX_CPU = "cpu/hadamard_mix-inl.h"
-_FP, _FLOAT, _FP_TILE = "cpu/fp_gemm-inl.h", "numeric/minifloat.h", "layout/fp_tile.h"
 _MMA, _WGMMA = "kernels/int_gemm/sm80.cuh", "kernels/int_gemm/sm90.cuh"
 _UNPACK, _EPILOGUE = "kernels/int_gemm/unpack.cuh", "kernels/int_gemm/epilogue.cuh"
-_FP_MMA, _FP_EPILOGUE = "kernels/fp_gemm/sm80.cuh", "kernels/fp_gemm/epilogue.cuh"
-_FP_UNPACK, _FP_CODEC = "kernels/fp_gemm/unpack.cuh", "kernels/fp_gemm/codec.cuh"
-_FP_WGMMA = "kernels/fp_gemm/sm90.cuh"
 _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
 _FP4, _CODES4 = "kernels/common/fp4.cuh", "kernels/quantize/fp4.cuh"
 _PLAN = "kernels/quantize/config.h"
@@ -334,72 +330,6 @@ MUTANTS = [
     Mutant("quantize_cuda", _CODES4, "bits < p.rounding.top ? bits", "bits <= 0x7f800000u ? bits"),
     Mutant("quantize_cuda", _PLAN, "% 8 == 0 && p.k % 8 == 0)", "% 8 == 0 && p.k % 4 == 0)"),
     Mutant("quantize_cuda", _FP4, "prmt(m.low, m.high, turned)", "prmt(m.low, m.high, codes)"),
-    # a wait too few
-    Mutant(
-        "fp_gemm_cuda", _FP_MMA, "cp_async_wait_group<C::kStages - 2>", "cp_async_wait_group<C::kStages - 1>"
-    ),
-    # the barrier between reading a stage and overwriting it
-    Mutant(
-        "fp_gemm_cuda",
-        _FP_MMA,
-        "ptx::syncthreads();                          // for every thread",
-        "// for every thread",
-    ),
-    # x past the end of K
-    Mutant("fp_gemm_cuda", _FP_MMA, "x_left < 16 ? x_left : 16;", "16;"),
-    # the swizzle of the lanes that read
-    Mutant("fp_gemm_cuda", _FP_MMA, "(chunk ^ (k32 % 2 * 64))", "(chunk + (k32 % 2 * 64))"),
-    # channels past the end
-    Mutant("fp_gemm_cuda", _FP_MMA, "inside ? row / 64 + b : 0)", "row / 64 + b)"),
-    # the scale of the other half of the channels
-    Mutant("fp_gemm_cuda", _FP_MMA, "scale[s][i >> 1]", "scale[s][i & 1]"),
-    # a group's sums that go on into the next one
-    Mutant("fp_gemm_cuda", _FP_MMA, "    group = 0;\n", ""),
-    # the partial sums in the order of arrival
-    Mutant(
-        "fp_gemm_cuda",
-        _FP_EPILOGUE,
-        "ptx::ld_global(place(from, s, j))",
-        "ptx::ld_global(place((from + split) % splits, s, j))",
-    ),
-    # the second roundings of the epilogue
-    Mutant(
-        "fp_gemm_cuda",
-        _FP_EPILOGUE,
-        "v = ptx::add_rn(v, bias[i]);",
-        "v = ptx::fma_rn(v, 1.0000001f, bias[i]);",
-    ),
-    # a shift where bits wrap around
-    Mutant("fp_gemm_cuda", _FP_UNPACK, "return word << kBy | word >> (32 - kBy);", "return word << kBy;"),
-    # the last code of the zero point
-    Mutant(
-        "fp_gemm_cuda", _FP_UNPACK, "ptx::sub_rn_f16x2(u, 0x64086408u)", "ptx::sub_rn_f16x2(u, 0x64076408u)"
-    ),
-    # rows of the dequantised weight
-    Mutant("fp_gemm_cuda", _FP_CODEC, "r = 2 * i + lane / 16", "r = i + lane / 16"),
-    # wgmma: the stage is released before it is multiplied; registers of A written while they are read; the
-    # phase of the empty barrier; the first k step for both; the tickets of one warpgroup
-    # for both
-    Mutant(
-        "fp_gemm_cuda",
-        _FP_WGMMA,
-        "if (half == 0 && i > 0) ring.release(step - 1)",
-        "if (half == 0) ring.release(step)",
-    ),
-    Mutant(
-        "fp_gemm_cuda",
-        _FP_WGMMA,
-        "ptx::wgmma_wait_group<1>(); ",
-        "ptx::wgmma_wait_group<2>(); ",
-    ),
-    Mutant("fp_gemm_cuda", _FP_WGMMA, "Ring<C>::phase(step) ^ 1u", "Ring<C>::phase(step)"),
-    Mutant(
-        "fp_gemm_cuda",
-        _FP_WGMMA,
-        "(2 * half + c, a + 2 * c)",
-        "(2 * half, a + 2 * c)",
-    ),
-    Mutant("fp_gemm_cuda", _FP_WGMMA, "p.tickets + at,", "p.tickets + (number % tiles) * C::kTeams,"),
     # rows whose inverse overflows
     Mutant("quantize_cuda", _CODES, "s.scale < 1.17549435e-38f", "s.scale <= 0.f"),
     # infinity
@@ -564,19 +494,8 @@ MUTANTS = [
     # a head past the end
     Mutant("kv_cache_cuda", _HEADS, "if (row >= p.rows) return;", "if (row > p.rows) return;"),
     *(Mutant("attention_cuda", *edit) for edit in attention.CUDA_EDITS),
-    # weight-only on the CPU: a group's scale, masks, the pieces of the last codes of a tile, the tail of K
-    Mutant("fp_gemm", _FP, "w, t, first / w.group_k8", "w, t, begin / w.group_k8"),
-    Mutant("fp_gemm", _FP, "Through::kFp16, 2, 0x9f00, 12>", "Through::kFp16, 2, 0x9e00, 12>"),
-    Mutant("fp_gemm", _FP, "(D::kMask & 0x7fff) >> 3", "(D::kMask & 0x7f7f) >> 3"),
-    Mutant("fp_gemm", _FP, "shift_left<8>(row(1)), 0x0c00", "shift_left<8>(row(1)), 0x0800"),
-    Mutant("fp_gemm", _FP, "++k) out[k * stride] = 0;", "++k) out[k * stride] = NAN;"),
-    Mutant("fp_gemm", _FP, "kSplitLow = 0x1p-20f, kS", "kSplitLow = 0x1p-120f, kS"),
-    Mutant("fp_gemm", _FP, "D::kSplit && !p.group_scale ? kLower", "D::kSplit ? kLower"),
-    Mutant("fp_gemm", _FP_TILE, "k == 6 ? 2 : 0, 0, 2}}, 2};", "k == 6 ? 0 : 2, 0, 2}}, 2};"),
-    # the codec: ties, saturation, the first binade
-    Mutant("fp_gemm", _FLOAT, "float(q - below >= 0.5f)", "float(q - below > 0.5f)"),
-    Mutant("fp_gemm", _FLOAT, "a = bits < top ? bits :", "a = bits < 2 * top ? bits :"),
-    Mutant("fp_gemm", _FLOAT, "kFirst = 127 - kBias + 1;", "kFirst = 127 - kBias;"),
+    *(Mutant("fp_gemm", *edit) for edit in fp_gemm.EDITS),
+    *(Mutant("fp_gemm_cuda", *edit) for edit in fp_gemm.CUDA_EDITS),
     # what was transformed: the maximum after the factor, not before it; the first row for all
     Mutant(
         "hadamard_cuda",

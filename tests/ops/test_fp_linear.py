@@ -10,15 +10,27 @@ import torch
 
 from tests.oracle import compare, minifloat
 
-from .support import CPU_ONLY, ISAS, OPS, assert_unchanged, set_isa, snapshot, stored, tensor
+from .support import CPU_ONLY, ISAS, ON_CPU, OPS, assert_unchanged, set_isa, snapshot, stored, tensor
 
-CASES = list(minifloat.cases())
+CASES = [
+    *minifloat.cases(),
+    minifloat.Case(70, 40, 256, "int4", 128, "bfloat16"),  # on a Hopper: wgmma with groups
+    minifloat.Case(1030, 70, 264, "e2m3", 32, "float16", True),  # on any card: torch's matmul
+]
 BASE = [
     minifloat.Case(9, 37, 130, "e3m2", None, "float32", True),
     minifloat.Case(9, 37, 130, "e2m3", 32, "float32"),
     minifloat.Case(34, 70, 1100, "e2m1", 64, "bfloat16", True),
     minifloat.Case(11, 40, 256, "int4", 128, "float32"),
 ]
+
+
+def terms(case: minifloat.Case) -> int:
+    """Roundings to fp32 on the way to an output. On a card more than 64 rows of a grouped layer may meet
+    weights that are rounded, scale and all, to the type of x.
+    """
+    rounded = not ON_CPU and case.group and case.m > 64
+    return case.k + 8 + (2**17 if rounded else 0)
 
 
 def arguments(case: minifloat.Case, d: minifloat.Data) -> list:
@@ -42,7 +54,7 @@ def test_against_the_oracle(case, isa):
     if case.values == "integers":  # every sum is exact; what is left is the rounding to the output's dtype
         compare.exact(y, torch.from_numpy(want).float().to(y.dtype), allow_empty=empty)
     else:
-        compare.bounded(y, want, magnitude, case.k + 8, case.dtype, allow_empty=empty)
+        compare.bounded(y, want, magnitude, terms(case), case.dtype, allow_empty=empty)
 
 
 @CPU_ONLY
@@ -78,7 +90,7 @@ def test_close_to_the_reference(case, isa):
     got, want = OPS.fp_linear(*args), ref.fp_linear(*args)
     d = minifloat.data(case, seed=2)
     _, magnitude = minifloat.expected(case, d)
-    compare.bounded(got, want.double().numpy(), magnitude, case.k + 8, case.dtype)
+    compare.bounded(got, want.double().numpy(), magnitude, terms(case), case.dtype)
 
 
 @CPU_ONLY

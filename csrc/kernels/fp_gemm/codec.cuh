@@ -6,6 +6,7 @@
 #include "../../numeric/minifloat.h"
 #include "../../ptx/sync.h"
 #include "../common/elements.cuh"
+#include "group_scale.cuh"
 #include "unpack.cuh"
 
 namespace lowbit::kernels::fp_gemm {
@@ -14,6 +15,20 @@ constexpr int kCodecThreads = 128;
 constexpr int kRowBytes =
     2 * fp_fragment::kK + 16;  // of a staged row: the pad turns eight rows into all banks
 constexpr int kDequantizeShared = kCodecThreads / 32 * 16 * kRowBytes;
+
+// Scales of the lane's channels g and g + 8 of its slab at k; past the end, those of the last group.
+LOWBIT_DEVICE void scales_at(float (&scale)[2], const DequantizeParams& p, int n_block, int k) {
+  const int groups = groups_of(p.k, p.group_shift), at = k >> p.group_shift;
+  const int64_t group = int64_t(n_block) * groups + (at < groups ? at : groups - 1);
+  const int channel = 16 * ptx::warp_index() + ptx::lane_index() / 4;
+  LOWBIT_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const int64_t place = 64 * group + channel + 8 * i;
+    if (p.scales == Scales::kE8M0) scale[i] = e8m0_value(ptx::ld_global(p.group_scale + place));
+    else
+      scale[i] = ptx::cvt_f32_f16(ptx::ld_global(reinterpret_cast<const uint16_t*>(p.group_scale) + place));
+  }
+}
 
 // A block of the grid is a block of the weight, 64 channels x 128 k; a warp turns one slab of 16 channels
 // from fragments into rows, through shared memory, and writes 256 bytes of each row.
@@ -30,6 +45,8 @@ dequantize_kernel(const DequantizeParams p) {
   for (int chunk = 0; chunk < 4; ++chunk) {
     uint32_t a[2][4];
     slab.template fragments<kHalf>(chunk, a);
+    float scale[2] = {1.f, 1.f};
+    if (p.scales != Scales::kNone) scales_at(scale, p, block / k_blocks, k + 32 * chunk);
     LOWBIT_UNROLL
     for (int i = 0; i < 8; ++i) {
       const int at = 64 * chunk + 32 * (i / 4) + fragment::a_byte(lane, i % 4);
@@ -38,7 +55,8 @@ dequantize_kernel(const DequantizeParams p) {
       float v[kChunk];
       halves_to_float(v, w, dtype);
       ptx::st_shared((staged + (fragment::a_row(lane, i % 4) * kRowBytes + at)).template as<uint32_t>(),
-                     round_halves(ptx::mul_rn(v[0], p.factor), ptx::mul_rn(v[1], p.factor), dtype));
+                     round_halves(ptx::mul_rn(ptx::mul_rn(v[0], p.factor), scale[i % 2]),
+                                  ptx::mul_rn(ptx::mul_rn(v[1], p.factor), scale[i % 2]), dtype));
     }
   }
   ptx::syncwarp();

@@ -24,7 +24,7 @@ struct Tile {
 
 // Small: four stages of FP6, 72 KiB of weights in flight on an A100 (two blocks), 108 on a Hopper (three).
 // Middle: three stages; with 64 tokens the tensor cores take about as long as the memory.
-// Wgmma: four stages; a producer and three warpgroups of 64 channels.
+// Wgmma: four stages (three of FP6 with groups); a producer and three warpgroups of 64 channels.
 constexpr Tile kSmall{Kernel::kMma, 128, 16, 128, 70 * 1024, 3};
 constexpr Tile kMiddle{Kernel::kMma, 128, 64, 128, 88 * 1024, 2};
 constexpr Tile kWgmma{Kernel::kWgmma, 192, 128, 512, 200 * 1024, 1};
@@ -61,12 +61,15 @@ struct Choice {
 };
 
 // Eight tokens fill an n of mma.sync: up to 16 the weight stream decides, and a tile of 64 would multiply
-// zeros. Past 64 a Hopper takes wgmma. Not for groups: their sums are scaled apart from the total, which
-// there means twice the registers and, for groups of 32, a wait for every two wgmma. Without k there is
-// nothing for TMA to point at.
-constexpr Tile tile_for(int m, int k, bool grouped, int sm) {
-  if (sm == 90 && m > kMiddle.tokens && k > 0 && !grouped) return kWgmma;
+// zeros. Past 64 a Hopper takes wgmma; without k there is nothing for TMA to point at.
+constexpr Tile tile_for(int m, int k, int sm) {
+  if (sm == 90 && m > kMiddle.tokens && k > 0) return kWgmma;
   return m <= kSmall.tokens ? kSmall : kMiddle;
+}
+
+// What the sums still lack. Scales of groups are multiplied into whole weights where wgmma takes them.
+constexpr float factor_of(const Tile& tile, Weight w, Half half, bool grouped) {
+  return tile.kernel == Kernel::kWgmma && grouped ? 1.f : factor_of(w, half);
 }
 
 // Blocks of the tile that a multiprocessor holds at a time. The system keeps 1 KiB for each.
@@ -80,7 +83,7 @@ constexpr int resident(const Tile& t, int shared, const Device& device) {
 constexpr Choice choose(int m, int n, int k, Weight weight, bool grouped, const Device& device,
                         int splits = 0) {
   Choice c{};
-  c.tile = tile_for(m, k, grouped, device.sm);
+  c.tile = tile_for(m, k, device.sm);
   c.row_tiles = ceil_div(n, c.tile.rows), c.token_tiles = ceil_div(m, c.tile.tokens);
   c.stages = ceil_div(k, kStageK);
   c.shared = shared_bytes(c.tile, weight, grouped);
@@ -103,8 +106,8 @@ constexpr Choice choose(int m, int n, int k, Weight weight, bool grouped, const 
 // From how many tokens on it is faster to write the weight out once in the type of x and let torch multiply.
 // PREDICTED, to be replaced by measurement; the arithmetic is in the README.
 constexpr int crossover(const Device& device) { return device.sm == 90 ? 1024 : 512; }
-constexpr bool by_torch(int64_t m, int64_t k, bool grouped, const Device& device) {
-  return m >= crossover(device) && !grouped && k % 8 == 0 && k > 0;
+constexpr bool by_torch(int64_t m, int64_t k, const Device& device) {
+  return m >= crossover(device) && k % 8 == 0 && k > 0;
 }
 
 inline std::string explain(const Choice& c, Weight w, bool grouped, const Device& device) {

@@ -6,6 +6,7 @@
 
 #include "../../layout/fp_fragment.h"
 #include "../../numeric/dtype.h"
+#include "../../numeric/host_device.h"
 
 namespace lowbit::kernels::fp_gemm {
 
@@ -18,7 +19,14 @@ constexpr float factor_of(Weight w, Half half) {
   return half == Half::kF16 ? float(1 << fp_fragment::exponent_shift(w, half)) : 1.f;
 }
 
-enum class Scales : int32_t { kNone, kE8M0, kF16 };  // of groups: of 32, a byte each; of 32, 64 or 128, two
+// Of groups of 32, 64 or 128 (E8M0: of 32), [n / 64][groups][64].
+enum class Scales : int32_t { kNone, kE8M0, kF16 };
+LOWBIT_HOST_DEVICE constexpr int groups_of(int k, int group_shift) {
+  return (k + (1 << group_shift) - 1) >> group_shift;
+}
+LOWBIT_HOST_DEVICE constexpr int group_bytes(Scales s) {
+  return s == Scales::kE8M0 ? 64 : 128;
+}  // of 64 channels
 
 struct Params {
   int32_t m, n, k;
@@ -38,11 +46,14 @@ struct Params {
   uint32_t* tickets;  // one per tile, zero before and after, when splits > 1
 };
 
-// out[n, k] = value of the code, exact in fp16 and bf16: the weight of torch's matmul. Whole blocks of
-// channels.
+// out[n, k] = value of the code, exact in fp16 and bf16, times the scale of its group, rounded: the weight of
+// torch's matmul. Whole blocks of channels.
 struct DequantizeParams {
   int32_t n, k;
-  const uint8_t* weight;  // layout/fp_fragment.h
+  const uint8_t* weight;       // layout/fp_fragment.h
+  const uint8_t* group_scale;  // as in Params, or null
+  Scales scales;
+  int32_t group_shift;
   float factor;
   void* out;  // [n, k] with rows of out_stride elements, a multiple of 8; 16-byte aligned
   int64_t out_stride;

@@ -11,6 +11,7 @@
 #include "../../ptx/ldmatrix.h"
 #include "../../ptx/mma.h"
 #include "epilogue.cuh"
+#include "group_scale.cuh"
 #include "unpack.cuh"
 
 namespace lowbit::kernels::fp_gemm {
@@ -70,8 +71,8 @@ struct Loader {
   }
   // A stage holds scale_stage bytes of scales of each 64 channels.
   LOWBIT_DEVICE void set_scales(const Params& p, int first_block, int n_blocks, int first_stage) {
-    const int groups = (p.k + (1 << p.group_shift) - 1) >> p.group_shift;
-    const int of_group = 64 * (p.scales == Scales::kE8M0 ? 1 : 2), t = ptx::thread_index();
+    const int groups = groups_of(p.k, p.group_shift), of_group = group_bytes(p.scales),
+              t = ptx::thread_index();
     scale_stage = (128 >> p.group_shift) * of_group;
     const int block = 16 * t / scale_stage, at = 16 * t % scale_stage + first_stage * scale_stage;
     scale_left = block >= kBlocks ? -1 : first_block + block < n_blocks ? groups * of_group - at : 0;
@@ -137,43 +138,21 @@ struct Sums {
   }
 };
 
-// Scales of the lane's channels g and g + 8 of its slabs for 32 k of a stage. There: [64
-// channels][groups][64]. E8M0 is the exponent field of an fp32, its code 0 the subnormal 2^-127 (255, NaN, is
-// refused at the prepack).
-template <class C>
-LOWBIT_DEVICE void load_group_scales(float (&scale)[C::kSlabs][2], const Params& p,
-                                     ptx::smem_ptr<uint8_t> stage, int first_slab, int k32) {
-  const int block = first_slab / 4, lane = first_slab % 4 * 16 + ptx::lane_index() / 4;
-  const auto scales = stage.plus_bytes(C::kScaleAt);
-  if (p.scales == Scales::kE8M0) {  // groups of 32
-    const auto codes = scales + (block * 256 + lane);
-    LOWBIT_UNROLL
-    for (int i = 0; i < 2 * C::kSlabs; ++i) {
-      const uint32_t bits = uint32_t(ptx::ld_shared(codes + (64 * k32 + 8 * i))) << 23;
-      scale[i / 2][i % 2] = ptx::max_f32(ptx::bit_cast<float>(bits), 0x1p-127f);
-    }
-  } else {
-    const int group = (block << (7 - p.group_shift)) + (32 * k32 >> p.group_shift);  // of 32, 64 or 128
-    const auto values = scales.template as<uint16_t>() + (64 * group + lane);
-    LOWBIT_UNROLL
-    for (int i = 0; i < 2 * C::kSlabs; ++i)
-      scale[i / 2][i % 2] = ptx::cvt_f32_f16(ptx::ld_shared(values + 8 * i));
-  }
-}
-
 // total += sums of the group * its scale
 template <class C>
 LOWBIT_DEVICE void close_group(Sums<C>& sums, const Params& p, ptx::smem_ptr<uint8_t> stage, int first_slab,
                                int k32) {
-  float scale[C::kSlabs][2];
-  load_group_scales<C>(scale, p, stage, first_slab, k32);
+  float scale[2 * C::kSlabs];  // channels g and g + 8 of each slab
+  const int group = (first_slab / 4 << (7 - p.group_shift)) + (32 * k32 >> p.group_shift);
+  load_scales(scale, p.scales, stage.plus_bytes(C::kScaleAt),
+              64 * group + first_slab % 4 * 16 + ptx::lane_index() / 4);
   LOWBIT_UNROLL
   for (int s = 0; s < C::kSlabs; ++s) LOWBIT_UNROLL
   for (int j = 0; j < C::kTokenBlocks; ++j) LOWBIT_UNROLL
   for (int i = 0; i < 4; ++i) {
-    float& group = sums.group[s][j][i];
-    sums.total[s][j][i] = ptx::fma_rn(group, scale[s][i >> 1], sums.total[s][j][i]);
-    group = 0;
+    float& sum = sums.group[s][j][i];
+    sums.total[s][j][i] = ptx::fma_rn(sum, scale[2 * s + (i >> 1)], sums.total[s][j][i]);
+    sum = 0;
   }
 }
 

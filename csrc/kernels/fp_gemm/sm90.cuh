@@ -1,15 +1,17 @@
-// Weight-only GEMM on wgmma: sm_90a, more than 64 tokens, no groups.
+// Weight-only GEMM on wgmma: sm_90a, more than 64 tokens.
 //
 // The weight is the register operand: a warp's 16 channels of wgmma m64k16 are the A fragment of mma.sync, so
 // unpack.cuh and the layout serve both. Each consumer warpgroup decodes 64 channels while its last wgmma run,
 // and multiplies them with all tokens of the tile, which TMA puts into shared memory. One producer thread,
 // three consumer warpgroups, a ring of stages of 128 k, and a persistent loop over tiles and splits of K.
+// Scales of groups multiply the decoded weights, which rounds them to the type of x.
 #pragma once
 
 #include "../../ptx/tma.h"
 #include "../../ptx/wgmma.h"
 #include "../common/pipeline.cuh"
 #include "epilogue.cuh"
+#include "group_scale.cuh"
 #include "unpack.cuh"
 
 namespace lowbit::kernels::fp_gemm {
@@ -24,19 +26,22 @@ inline ptx::TensorMap2d map_of(const Params& p) {
   return {p.x, uint64_t(p.m), 2 * uint64_t(p.k), uint64_t(p.x_stride), kBoxRows, 128, ptx::Swizzle::k128B};
 }
 
-template <Weight kWeightOf, Half kHalfOf>
+template <Weight kWeightOf, Half kHalfOf, bool kGroupedOf>
 struct WgmmaConfig {
   static constexpr Weight kWeight = kWeightOf;
   static constexpr Half kHalf = kHalfOf;
+  static constexpr bool kGrouped = kGroupedOf;
   static constexpr int kRows = kWgmma.rows, kTokens = kWgmma.tokens, kThreads = kWgmma.threads;
-  static constexpr int kStages = stages_of(kWgmma, kWeight, false);
+  static constexpr int kStages = stages_of(kWgmma, kWeight, kGrouped);
   static constexpr int kTeams = kRows / 64, kStageK = fp_gemm::kStageK;
   static constexpr int kTokenBlocks = kTokens / 8;
   static constexpr int kSums = 4 * kTokenBlocks;    // registers of a thread
   static constexpr int kHalfBytes = kTokens * 128;  // 64 k of x: rows of 128 bytes, 128-byte swizzle
   static constexpr int kBlockBytes = fp_fragment::block_bytes(kWeight);
   static constexpr int kWeightAt = x_stage_bytes(kTokens);
-  static constexpr int kStageBytes = stage_bytes(kWgmma, kWeight, false);
+  static constexpr int kScaleAt = kWeightAt + weight_stage_bytes(kRows, kWeight);
+  static constexpr int kScaleBytes = scale_stage_bytes(64, kGrouped);
+  static constexpr int kStageBytes = stage_bytes(kWgmma, kWeight, kGrouped);
   static constexpr int kStagedAt = kStages * kStageBytes;
   static constexpr int kStagedWords = kStagedTokens * (64 + kPad);  // of a warpgroup
   static constexpr int kBarrierAt = kStagedAt + kTeams * kStagedWords * 4;
@@ -50,6 +55,8 @@ template <class C>
 LOWBIT_DEVICE void produce(const WgmmaParams& params, const Ring<C>& ring, const Schedule<C>& work) {
   const Params& p = params.p;
   const int n_blocks = ceil_div(p.n, fp_fragment::kN);
+  const int scales = C::kGrouped ? groups_of(p.k, p.group_shift) * group_bytes(p.scales) : 0;
+  const int stage_scales = C::kGrouped ? (128 >> p.group_shift) * group_bytes(p.scales) : 0;
   int step = 0;
   for (int i = ptx::block_index_x(); i < work.items; i += ptx::grid_size_x()) {
     const Item item = work.item(i);
@@ -57,7 +64,8 @@ LOWBIT_DEVICE void produce(const WgmmaParams& params, const Ring<C>& ring, const
       const auto stage = ring.stage(step);
       const auto full = ring.full(step);
       ptx::mbarrier_wait_parity(ring.empty(step), Ring<C>::phase(step) ^ 1u);
-      ptx::mbarrier_arrive_expect_tx(full, C::kWeightAt + C::kTeams * C::kBlockBytes);
+      const int left = scales - s * stage_scales, scale_bytes = left < stage_scales ? left : stage_scales;
+      ptx::mbarrier_arrive_expect_tx(full, C::kWeightAt + C::kTeams * (C::kBlockBytes + scale_bytes));
       for (int half = 0; half < 2; ++half)
         ptx::cp_async_bulk_tensor_2d_load(stage.plus_bytes(half * C::kHalfBytes), params.x,
                                           s * 2 * kStageK + half * 128, item.token_tile * C::kTokens, full);
@@ -66,6 +74,10 @@ LOWBIT_DEVICE void produce(const WgmmaParams& params, const Ring<C>& ring, const
         ptx::cp_async_bulk_load(stage.plus_bytes(C::kWeightAt + b * C::kBlockBytes),
                                 p.weight + (int64_t(n) * work.stages + s) * C::kBlockBytes, C::kBlockBytes,
                                 full);
+        if constexpr (C::kGrouped)
+          ptx::cp_async_bulk_load(stage.plus_bytes(C::kScaleAt + b * C::kScaleBytes),
+                                  p.group_scale + (int64_t(n) * scales + s * stage_scales), scale_bytes,
+                                  full);
       }
     }
   }
@@ -77,12 +89,29 @@ LOWBIT_DEVICE void wgmma(float (&sums)[C::kSums], const uint32_t (&a)[4], ptx::W
   else ptx::wgmma_m64k16_f32_bf16_bf16(sums, a, b, add);
 }
 
+// The weights of 32 k times the scales of their groups. left: groups from the stage's first on; k past the
+// last one takes its scale.
+template <class C>
+LOWBIT_DEVICE void scale_fragments(uint32_t (*a)[4], const Params& p, ptx::smem_ptr<uint8_t> scales, int k32,
+                                   int left) {
+  const int inside = 32 * k32 >> p.group_shift, group = inside < left ? inside : left - 1;
+  float scale[2];  // of channels g and g + 8
+  load_scales(scale, p.scales, scales, 64 * group + 16 * (ptx::warp_index() % 4) + ptx::lane_index() / 4);
+  const PairScale<C::kHalf> of[2] = {PairScale<C::kHalf>(scale[0]), PairScale<C::kHalf>(scale[1])};
+  LOWBIT_UNROLL
+  for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = of[i % 2].template times<C::kWeight>(a[i / 4][i % 4]);
+}
+
 // A registers of the four k16 steps of half a stage. Fenced: a mask of the decode that sinks below
 // wgmma_fence makes ptxas serialise (C7520).
 template <class C>
-LOWBIT_DEVICE void decode_half(uint32_t (&a)[4][4], const Slab<C::kWeight>& slab, int half) {
+LOWBIT_DEVICE void decode_half(uint32_t (&a)[4][4], const Slab<C::kWeight>& slab, int half, const Params& p,
+                               ptx::smem_ptr<uint8_t> scales, int left) {
   LOWBIT_UNROLL
-  for (int c = 0; c < 2; ++c) slab.template fragments<C::kHalf>(2 * half + c, a + 2 * c);
+  for (int c = 0; c < 2; ++c) {
+    slab.template fragments<C::kHalf>(2 * half + c, a + 2 * c);
+    if constexpr (C::kGrouped) scale_fragments<C>(a + 2 * c, p, scales, 2 * half + c, left);
+  }
   LOWBIT_UNROLL
   for (int i = 0; i < 4; ++i) ptx::warpgroup_fence_operand(a[i]);
 }
@@ -103,20 +132,23 @@ LOWBIT_DEVICE void issue_half(float (&sums)[C::kSums], const uint32_t (&a)[4][4]
 // The sums of one item. While half a stage is multiplied, the next is decoded into the other set of
 // registers; a set is written again only after the wait that covers its last use.
 template <class C>
-LOWBIT_DEVICE int multiply_item(float (&sums)[C::kSums], const Ring<C>& ring, int step, int count, int team) {
+LOWBIT_DEVICE int multiply_item(float (&sums)[C::kSums], const Params& p, const Ring<C>& ring, int step,
+                                int first, int count, int team) {
   const int slab_at = C::kWeightAt + team * C::kBlockBytes +
                       ptx::warp_index() % 4 * Slab<C::kWeight>::kBytes;  // [64 channels][slab]
   uint32_t a[2][4][4];                                                   // [set][k16][register]
+  const int per_stage = C::kGrouped ? 128 >> p.group_shift : 0;
+  int groups = C::kGrouped ? groups_of(p.k, p.group_shift) - first * per_stage : 0;
   ptx::warpgroup_fence_operand(sums);
   LOWBIT_NO_UNROLL
-  for (int i = 0; i < count; ++i, ++step) {
+  for (int i = 0; i < count; ++i, ++step, groups -= per_stage) {
     const auto stage = ring.stage(step);
     ptx::mbarrier_wait_parity(ring.full(step), Ring<C>::phase(step));
     Slab<C::kWeight> slab;
     slab.load(stage.plus_bytes(slab_at));
     LOWBIT_UNROLL
     for (int half = 0; half < 2; ++half) {
-      decode_half<C>(a[half], slab, half);
+      decode_half<C>(a[half], slab, half, p, stage.plus_bytes(C::kScaleAt + team * C::kScaleBytes), groups);
       issue_half<C>(sums, a[half], stage, half, i > 0 || half > 0);
       ptx::wgmma_wait_group<1>();                      // the other set is free,
       if (half == 0 && i > 0) ring.release(step - 1);  // and the last stage is multiplied
@@ -164,7 +196,8 @@ LOWBIT_DEVICE void consume(const Params& p, const Ring<C>& ring, const Schedule<
   for (int i = ptx::block_index_x(); i < work.items; i += ptx::grid_size_x()) {
     const Item item = work.item(i);
     float sums[C::kSums] = {};
-    step = multiply_item<C>(sums, ring, step, work.end(item) - work.begin(item), team);
+    const int first = work.begin(item);
+    step = multiply_item<C>(sums, p, ring, step, first, work.end(item) - first, team);
     finish_item<C>(sums, p, work, item, i, staged, team);
   }
 }

@@ -50,8 +50,8 @@ LOWBIT_DEVICE uint32_t pair_of(const uint32_t (&words)[fp_fragment::words_of(kWe
     constexpr Piece piece = fp_fragment::piece(kWeight, kHalf, kPair, 0);
     constexpr uint32_t taken = fp_fragment::taken(kWeight, kHalf, piece.word, piece.by);
     const uint32_t u = ptx::lop3<kAndOr>(rotate<piece.by, taken>(words[piece.word]), piece.mask, magic);
-    if constexpr (kHalf == Half::kF16) return ptx::sub_rn_f16x2(u, 0x64086408u);
-    else return ptx::fma_rn_bf16x2(u, 0x3f803f80u, 0xc308c308u);  // u * 1 - 136
+    if constexpr (kHalf == Half::kF16) return ptx::fma_rn_f16x2(u, 0x3c003c00u, 0xe408e408u);  // u * 1 - 1032
+    else return ptx::fma_rn_bf16x2(u, 0x3f803f80u, 0xc308c308u);                               // u * 1 - 136
   } else {
     const uint32_t bits = pair_bits<kWeight, kHalf, kPair>(words);
     if constexpr (kHalf == Half::kF16) return bits;
