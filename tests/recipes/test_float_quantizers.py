@@ -132,6 +132,16 @@ def test_gptq_beats_rounding_on_its_own_objective(scheme, seed):
     WeightOnlyLinear.from_weight(q).validate()
 
 
+@pytest.mark.parametrize("scheme", [*SCHEMES, IntegerScheme(), IntegerScheme(4, 32)], ids=str)
+def test_weighted_scales_beat_plain_ones_where_inputs_differ(scheme):
+    """On the weighted error, which the plain search does not look at; equal weights change nothing."""
+    w, importance = weight(tail=0.3), torch.logspace(2, -4, 160)[torch.randperm(160)]
+    plain, weighted = rtn(w, scheme), rtn(w, scheme, importance)
+    assert square(weighted, w, importance.diag()) <= 0.98 * square(plain, w, importance.diag())
+    same = rtn(w, scheme, torch.full((160,), 0.5))
+    assert torch.equal(same.dequantize(), plain.dequantize())
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_gptq_with_an_identity_hessian_is_rounding(scheme):
     w = weight(20, 96)

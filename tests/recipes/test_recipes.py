@@ -510,7 +510,7 @@ def test_refused_with_one_sentence_and_untouched(case):
         (dict(group_size=32, scale_format="fp16"), "scale_format: expected None without activation_bits 16"),
         (dict(kv_bits=8), "kv_bits: expected one of 4, 16, got 8"),
         (dict(group_size=100), "group_size: expected one of None, 32, 64, 128, got 100"),
-        (dict(weight_method="awq"), "weight_method: expected one of rtn, gptq, .*got awq"),
+        (dict(weight_method="awq"), "weight_method: expected one of rtn, rtn-weighted, gptq, .*got awq"),
         (dict(activation_clip=0.0), r"activation_clip: expected a value in \(0, 1\], got 0"),
         (dict(kv_clip=1.5), r"kv_clip: expected a value in \(0, 1\], got 1.5"),
         (dict(weight_bits=8, group_size=32), "group_size: expected None with weight_bits 8, got 32"),

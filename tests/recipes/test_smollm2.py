@@ -180,6 +180,8 @@ def test_order_of_the_float_formats(quantised, reference):
     assert quantised("fp4 w4a16") < 0.9 * quantised("int4 w4a16")
     assert quantised("fp4 w4a16 g32") < 1.03 * quantised("int4 w4a16 g32")
     assert quantised("fp4 w4a16 g32") <= 0.8 * quantised("fp4 w4a16")
+    weighted = quantised("fp4 weighted w4a16 g32")
+    assert weighted < 0.92 * min(quantised("int4 w4a16 g32"), quantised("fp4 w4a16 g32"))
 
 
 @pytest.mark.slow

@@ -40,14 +40,19 @@ def choose(w: Tensor, candidates: tuple[Scheme, ...], h: Tensor | None = None) -
 def quantize_weights(
     weights: list[Tensor], recipe: Recipe, h: Tensor | None = None
 ) -> list[QuantizedWeight]:
-    """The weights [N_i, K] of linears with one input. h: fp32 [K, K], its Hessian, which GPTQ needs."""
+    """The weights [N_i, K] of linears with one input. h: fp32 [K, K], its Hessian, which GPTQ needs; of it
+    the diagonal weighs the errors of "rtn-weighted".
+    """
     candidates = schemes(recipe)
     chosen = [choose(w.float(), candidates, h) for w in weights]
     found: list[QuantizedWeight | None] = [None] * len(weights)
     for scheme in dict.fromkeys(chosen):  # one format at a time: GPTQ is as fast on many rows as on few
         members = [i for i, s in enumerate(chosen) if s == scheme]
         w = torch.cat([weights[i].float() for i in members])
-        q = gptq(w, h, scheme, recipe.damp) if recipe.weight_method == "gptq" else rtn(w, scheme)
+        if recipe.weight_method == "gptq":
+            q = gptq(w, h, scheme, recipe.damp)
+        else:
+            q = rtn(w, scheme, None if h is None else h.diagonal())
         row = 0
         for i in members:
             rows = slice(row, row + weights[i].shape[0])

@@ -48,7 +48,7 @@ class Stage:
                 sample = self._transform(x[:: max(1, x.shape[0] // _CLIP_TOKENS)].float())
                 grid = activation_grid(self.recipe)
                 self.clip = activation_clip_search(sample, self._weight(), CLIP_GRID, grid)
-        if self.recipe.weight_method == "gptq":
+        if self.recipe.needs_hessian:
             for part in x.split(CHUNK_TOKENS):
                 h = self._transform(part.float())
                 if self.recipe.quantized_calibration:
@@ -58,7 +58,7 @@ class Stage:
     def finish(self) -> None:
         """Quantise the weights, build the layers that replace the linears."""
         weights = [linear.weight.detach().float() for linear in self.linears]
-        h = self.hessian.matrix() if self.recipe.weight_method == "gptq" else None
+        h = self.hessian.matrix() if self.recipe.needs_hessian else None
         quantized = quantize_weights(weights, self.recipe, h)
         self.hessian = None
         mean = None if self.shift is None else self._transform_only(self.shift)

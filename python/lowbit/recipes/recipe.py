@@ -23,7 +23,7 @@ class Recipe:
     head_bits: int = 16  # 8 = lm_head in int8, per output channel, and its input per token; 16 = as it is
     group_size: int | None = None  # None = one scale per output channel; 32, 64, 128 = also one per group
     rotate: bool = False  # QuaRot's R1, R2, R4, and R3 in a 4-bit cache
-    weight_method: str = "rtn"  # "rtn", "gptq", "llm-fp4" or "llm-fp4-gptq"
+    weight_method: str = "rtn"  # "rtn", "rtn-weighted", "gptq", "llm-fp4" or "llm-fp4-gptq"
     activation_clip: float | None = 1.0  # share of a token's absmax; None = searched per layer
     kv_clip: float = 0.95
     mean_shift: bool = False  # subtract a calibrated mean from the inputs, its product with W is a bias
@@ -51,7 +51,7 @@ class Recipe:
         _expect("activation_bits", self.activation_bits, (4, 8, 16))
         _expect("kv_bits", self.kv_bits, (4, 16))
         _expect("head_bits", self.head_bits, (8, 16))
-        _expect("weight_method", self.weight_method, ("rtn", "gptq", *LLM_FP4))
+        _expect("weight_method", self.weight_method, ("rtn", "rtn-weighted", "gptq", *LLM_FP4))
         _expect("group_size", self.group_size, (None, *GROUP_SIZES))
         if self.weight_bits == 8 and self.group_size is not None:
             raise ValueError(f"group_size: expected None with weight_bits 8, got {self.group_size}")
@@ -150,6 +150,11 @@ class Recipe:
         free = self.mean_shift or self.static_channels or self.activation_clip is None
         return self.weight_method != "rtn" or free
 
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether the weights are chosen by the second moments of their inputs."""
+        return self.weight_method in ("gptq", "rtn-weighted")
+
     def to_dict(self) -> dict:
         """Plain JSON types."""
         return dataclasses.asdict(self)
@@ -216,9 +221,13 @@ def _weight_only() -> dict[str, Recipe]:
     recipes["zeroquant fp6"] = replace(fp6, weight_format="fp6", weight_method="gptq")
     for name, base in (("fp4", fp4), ("int4", int4)):
         recipes[f"{name} w4a16"] = base
-        recipes |= {
-            f"{name} w4a16 g{g}": replace(base, group_size=g, scale_format="fp16") for g in GROUP_SIZES
-        }
+        for g in GROUP_SIZES:
+            grouped = replace(base, group_size=g, scale_format="fp16")
+            recipes |= {
+                f"{name} w4a16 g{g}": grouped,
+                f"{name} weighted w4a16 g{g}": replace(grouped, weight_method="rtn-weighted"),
+                f"{name} gptq w4a16 g{g}": replace(grouped, weight_method="gptq"),
+            }
     recipes["mxfp6"] = replace(fp6, group_size=32, scale_format="mx")
     recipes["mxfp4"] = replace(fp4, group_size=32, scale_format="mx")
     return recipes
