@@ -61,6 +61,7 @@ class OnDevice {
  public:
   OnDevice(const Tensor& x, const char* op) : guard_(index_of(x, op)) {
     check_cuda(kernels::find_device(x.get_device_index(), &device), op);
+    check_cuda(kernels::bind_context(device.index), op);
     stream = current_stream(device.index);
   }
   kernels::Device device;

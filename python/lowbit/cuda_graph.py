@@ -16,7 +16,8 @@ class Tickets:
     """
 
     def __init__(self, device: torch.device):
-        self.words = torch.empty(0, dtype=torch.int32, device=device)
+        with torch.inference_mode(False):
+            self.words = torch.empty(0, dtype=torch.int32, device=device)
 
     @contextmanager
     def lend(self) -> Iterator[None]:
@@ -28,7 +29,8 @@ class Tickets:
         finally:
             asked = _ext.lend_tickets(None)
         if not self.words.numel():  # later ones stay: a graph may hold them
-            self.words = self.words.new_empty(asked)
+            with torch.inference_mode(False):  # for steps within and without
+                self.words = torch.empty(asked, dtype=torch.int32, device=self.words.device)
 
 
 class StepGraph:
@@ -39,7 +41,10 @@ class StepGraph:
     """
 
     def __init__(self, run: Callable[..., Tensor], inputs: tuple[Tensor, ...]):
-        self.inputs = tuple(t.clone() for t in inputs)
+        with torch.inference_mode(False):  # for calls within and without
+            self.inputs = tuple(torch.empty_like(t) for t in inputs)
+        for to, t in zip(self.inputs, inputs, strict=True):
+            to.copy_(t)
         self.device = inputs[0].device
         self.tickets = Tickets(self.device)
         self.graph = torch.cuda.CUDAGraph()

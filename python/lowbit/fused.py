@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lowbit import ops
 
-from .nn import QuantizedLinear, StaticInt4Linear
+from .nn import Int8Linear, QuantizedLinear, StaticInt4Linear
 from .nn.linear import IntegerLinear
 from .transforms.hadamard import hadamard
 
@@ -54,6 +54,7 @@ class Coder:
     shift: Tensor | None  # fp32 [K'], in the units of the values that are rounded
     hadamard_block: int | None
     grouped: bool  # whether the weights have group scales
+    int8: bool = False  # whether the weights are int8, which take 4-bit codes one per byte
 
     @classmethod
     def of(cls, layer: QuantizedLinear) -> "Coder":
@@ -70,14 +71,16 @@ class Coder:
             # H (x - s) = H x - H s: the fused ops subtract behind the transform
             shift = hadamard(shift.double(), layer.input_hadamard or None).float()
         how = layer.activation_bits, layer.clip, False, None, None, shift, layer.input_hadamard
-        return cls(*how, bool(layer.group_size))
+        return cls(*how, bool(layer.group_size), isinstance(layer, Int8Linear))
 
     def unpacked(self, x: Tensor) -> bool:
         """Whether 4-bit codes of x [T, K] leave one per byte, as the int8 kernels of a card take them without
         a launch in between. Nibbles are for the s4 tensor cores before Hopper, which pay from many rows on.
         """
-        if self.bits != 4 or not on_card(x):
+        if self.bits != 4:
             return False
+        if self.int8 or not on_card(x):
+            return self.int8
         few = self.grouped or x.shape[0] <= _FEW_ROWS
         return few or torch.cuda.get_device_capability(x.device) >= (9, 0)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import ops
 
 MAX_PREFIX = 16  # exact tokens
+CUDA_HEADS = (64, 80, 96, 128, 256)  # head sizes of the decode attention there
 _FIRST_PAGES = 4
 _PAGES = (16, 32, 64, 128, 256)
 

@@ -80,6 +80,16 @@ def test_generate_writes_the_same_tokens(method):
     assert torch.equal(lowbit.unfuse(model).generate(ids, past_key_values=own_cache(model), **settings), want)
 
 
+def test_int8_weights_take_four_bit_codes_one_per_byte():
+    """On every device: there is no kernel of nibbles for them."""
+    model = quantized(method=Recipe(weight_bits=8, activation_bits=4, rotate=True, kv_bits=4))
+    ids = token_ids(1, 12)
+    with torch.no_grad():
+        want = model(ids, past_key_values=own_cache(model)).logits
+        got = lowbit.fuse(model)(ids).logits
+    assert away(got, want) < 0.05
+
+
 @pytest.mark.parametrize("method", PREFIXED)
 def test_a_prefix_is_in_the_result_and_in_no_length(method):
     model = lowbit.fuse(quantized("mistral", method, sliding_window=100))

@@ -381,3 +381,15 @@ def test_a_move_to_another_kind_of_device_leaves_the_tiles_behind():
     same.prepare()
     same.to("cpu")
     assert same._tiles is not None
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_an_evaluation_first_and_training_after(kind):
+    """Tiles made under inference_mode serve the backward of later calls."""
+    make = lowbit.nn.Int4Linear if kind == "int4" else lowbit.nn.Int8Linear
+    layer = make.from_linear(torch.nn.Linear(64, 32), activation_bits=8)
+    x = torch.randn(3, 64, requires_grad=True)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0

@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lowbit import minifloat
+from lowbit.reference import fp_layout, int_gemm, layout
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.oracle import cases, codec, compare
 
@@ -72,9 +75,40 @@ def test_prepack_int8(shape, isa):
     compare.exact(ref.unprepack_int8_weight(tiles, n, k), q, allow_empty=True)
 
 
+def test_the_reference_reads_the_blocks_of_a_card():
+    """Of both widths: gradients go through them."""
+    q = torch.randint(-8, 8, (70, 130), dtype=torch.int8)
+    int8, int4 = layout.prepack_int8_blocks(q), layout.prepack_int4_blocks(ref.pack_int4(q))
+    for blocks in (int8, int4):
+        compare.exact(int_gemm._integer_weight(blocks, None, 70, 130), q.long())
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 2), (64, 128), (70, 300), (5, 0)])
+def test_shapes_of_a_card_s_blocks_are_known_without_one(n, k):
+    """The fake kernels on fake CUDA tensors, against what the layouts make."""
+    groups = -(-k // 32)
+    codes = {f: torch.zeros(n, minifloat.packed_bytes(k, f), dtype=torch.uint8) for f in ("e2m1", "e2m3")}
+    scales = torch.ones(n, groups, dtype=torch.uint8)
+    want = [fp_layout.prepack_fp_blocks(c, f, k).shape for f, c in codes.items()]
+    want += [fp_layout.prepack_fp_scale_blocks(scales).shape]
+    want += [layout.prepack_int4_blocks(codes["e2m1"]).shape, layout.prepack_group_scale_blocks(scales).shape]
+    with FakeTensorMode():
+        got = [
+            OPS.prepack_fp_weight(torch.empty(c.shape, dtype=c.dtype, device="cuda"), f, k).shape
+            for f, c in codes.items()
+        ]
+        on_card = torch.empty(scales.shape, dtype=torch.uint8, device="cuda")
+        got += [OPS.prepack_fp_group_scale(on_card).shape]
+        got += [
+            OPS.prepack_int4_weight(torch.empty(codes["e2m1"].shape, dtype=torch.uint8, device="cuda")).shape,
+            OPS.prepack_group_scale(on_card).shape,
+        ]
+    assert got == want
+
+
 @CPU_ONLY
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 40])
-@pytest.mark.parametrize("groups", [1, 2, 5])
+@pytest.mark.parametrize("groups", [0, 1, 2, 5])
 def test_prepack_group_scale(n, groups, isa):
     s = np.random.default_rng(n).integers(1, 17, (n, groups)).astype(np.uint8)
     compare.exact(

@@ -37,4 +37,11 @@ Error find_device(int index, Device* device) {
   return nullptr;
 }
 
+Error bind_context(int index) {
+  const cudaError_t error = cudaSetDevice(index);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
 }  // namespace lowbit::kernels

@@ -18,4 +18,8 @@ using Error = const char*;  // nullptr: done; else a sentence
 
 Error find_device(int index, Device* device);  // asks the runtime, once per card; thread-safe
 
+// Makes the card this thread's, context and all: encoding a tensor map needs one, and a thread whose first
+// call finds its memory in torch's cache has none.
+Error bind_context(int index);
+
 }  // namespace lowbit::kernels

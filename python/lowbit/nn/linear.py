@@ -95,9 +95,10 @@ class QuantizedLinear(nn.Linear):
         """Turn the portable codes into kernel tiles and drop them. Done by the first forward; idempotent."""
         if self._tiles is None:
             codes = getattr(self, self._codes_name)
-            self._tiles = self._prepack(codes)
-            if self.group_size:
-                self._group_tiles = self._prepack_group_scale(self.weight_group_scale)
+            with torch.inference_mode(False):  # the first forward may be an evaluation, a later one training
+                self._tiles = self._prepack(codes)
+                if self.group_size:
+                    self._group_tiles = self._prepack_group_scale(self.weight_group_scale)
             setattr(self, self._codes_name, None)
 
     def tensors(self) -> dict:

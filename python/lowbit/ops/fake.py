@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..minifloat import find_format
+from ..reference import fp_layout
 from ..reference.layout import BLOCK_INT4, BLOCK_INT8, BLOCK_K, BLOCK_N, TILE_K, TILE_N
 
 
@@ -44,7 +45,7 @@ def _(weight: Tensor) -> Tensor:
 
 
 @_fake("prepack_group_scale")
-def _(group_scale: Tensor) -> Tensor:
+def _group_scale_pieces(group_scale: Tensor) -> Tensor:
     n, g = group_scale.shape
     wide = BLOCK_N if group_scale.device.type == "cuda" else TILE_N
     return group_scale.new_empty((_blocks(n, wide), g, wide))
@@ -140,14 +141,13 @@ def _(x: Tensor, format: str, ties_away: bool = False) -> Tensor:
 @_fake("prepack_fp_weight")
 def _(weight_packed: Tensor, format: str, k: int) -> Tensor:
     bits = 4 if format == "int4" else find_format(format).bits
-    n = weight_packed.shape[0]
+    n, fp_k = weight_packed.shape[0], fp_layout.BLOCK_K
+    if weight_packed.device.type == "cuda":
+        return weight_packed.new_empty((_blocks(n, BLOCK_N), _blocks(k, fp_k), BLOCK_N * fp_k * bits // 8))
     return weight_packed.new_empty((_blocks(n, TILE_N), _blocks(k, TILE_K), TILE_N * TILE_K * bits // 8))
 
 
-@_fake("prepack_fp_group_scale")
-def _(group_scale: Tensor) -> Tensor:
-    n, g = group_scale.shape
-    return group_scale.new_empty((_blocks(n, TILE_N), g, TILE_N))
+_fake("prepack_fp_group_scale")(_group_scale_pieces)
 
 
 @_fake("fp_linear")

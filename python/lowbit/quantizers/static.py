@@ -137,8 +137,8 @@ def refit(w: Tensor, exact: Tensor, codes: Tensor, damp: float) -> Tensor:
 
     exact = E[v q^T], codes = E[q q^T], fp32 [K, K]; pulled towards w by damp times the mean diagonal.
     """
-    ridge = damp * codes.diagonal().double().mean() * torch.eye(codes.shape[0], dtype=torch.float64)
-    ridge = ridge.to(codes.device)
+    eye = torch.eye(codes.shape[0], dtype=torch.float64, device=codes.device)
+    ridge = damp * codes.diagonal().double().mean() * eye
     target = w.double() @ (exact.double() + ridge)
     return torch.linalg.solve(codes.double() + ridge, target.T).T.float()
 

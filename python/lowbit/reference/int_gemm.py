@@ -9,7 +9,7 @@ from .transform import hadamard
 
 
 def _integer_weight(weight: Tensor, group_scale: Tensor | None, n: int, k: int) -> Tensor:  # -> int64 [N, K]
-    if weight.shape[-1] == 128:
+    if weight.dtype == torch.int8:
         return unprepack_int8_weight(weight, n, k).long()
     w = unpack_int4(unprepack_int4_weight(weight, n, k), k).long()
     if group_scale is not None:

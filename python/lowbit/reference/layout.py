@@ -75,7 +75,7 @@ def prepack_group_scale(group_scale: Tensor) -> Tensor:
     """uint8 [N, G], 1..16 -> uint8 [ceil(N/16), G, 16]; padding holds 1."""
     n, g = group_scale.shape
     s = F.pad(group_scale, (0, 0, 0, -n % TILE_N), value=1)
-    return s.view(-1, TILE_N, g).transpose(1, 2).contiguous()
+    return s.view(s.shape[0] // TILE_N, TILE_N, g).transpose(1, 2).contiguous()
 
 
 def _to_blocks(w: Tensor) -> Tensor:
@@ -106,4 +106,4 @@ def prepack_group_scale_blocks(group_scale: Tensor) -> Tensor:
     """uint8 [N, G], 1..16 -> uint8 [ceil(N/64), G, 64] for CUDA; padding holds 1."""
     n, g = group_scale.shape
     s = F.pad(group_scale, (0, 0, 0, -n % BLOCK_N), value=1)
-    return s.view(-1, BLOCK_N, g).transpose(1, 2).contiguous()
+    return s.view(s.shape[0] // BLOCK_N, BLOCK_N, g).transpose(1, 2).contiguous()

@@ -20,7 +20,7 @@ from lowbit import ops
 
 from ...cuda_graph import StepGraph
 from ...fused import ACTIVATIONS, FusedLayer, NotFusable, on_card
-from ...kv_cache import MAX_PREFIX, PagedKv4Cache
+from ...kv_cache import CUDA_HEADS, MAX_PREFIX, PagedKv4Cache
 from ...nn import QuantizedLinear
 from ...transforms.architectures import SUPPORTED
 from .cache import PREFIX, CacheHook, Int4Cache, behind_prefix
@@ -146,6 +146,9 @@ class FusedDecoder:
             raise NotFusable(f"fuse: expected max_tokens within {want}, got {limit}")
         self.limit, activation = limit, ACTIVATIONS[config.hidden_act]
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if on_card(next(decoder.parameters())) and self.head_dim not in CUDA_HEADS:
+            want = ", ".join(map(str, CUDA_HEADS))
+            raise NotFusable(f"fuse: expected a head size of {want} on CUDA, got {self.head_dim}")
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.layers = [
             FusedLayer(layer, activation, f"layer {i}") for i, layer in enumerate(decoder.layers)
