@@ -44,7 +44,7 @@ def test_weight_only_layers(capsys, weight):
     text = explain(capsys, "128", "4096", "4096", *words, "90")
     assert text.startswith("wgmma, tile 192 channels x 128 tokens, 22 x 1 tiles, "), text
     grouped = ("--weight", f"{weight}_group", "--activation-bits", "16", "--sm", "90")
-    assert explain(capsys, "128", "4096", "4096", *grouped).startswith("mma.sync, tile 128 channels x 64")
+    assert explain(capsys, "128", "4096", "4096", *grouped).startswith("wgmma, tile 192 channels x 128")
 
 
 def test_many_tokens_are_torchs(capsys):
