@@ -9,8 +9,9 @@ their own for many 4-bit rows before Hopper, where K is no multiple of 16, and f
 
 Linears that share an input are one product; activations cross memory as codes, and residuals are added in the
 products' epilogues. Static layers (MergeQuant, arXiv 2503.07654) need no scale per token; dynamic ones
-(QuaRot, arXiv 2404.00456) take it from the kernel that made the codes. Nothing here knows transformers:
-`integrations.hf.fused` puts it into a model.
+(QuaRot, arXiv 2404.00456) take it from the kernel that made the codes. Layers that take floats (weight-only,
+FP4, or with a low-rank term) have torch's RMSNorm, gate and sum around them instead. Nothing here knows
+transformers: `integrations.hf.fused` puts it into a model.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from lowbit import ops
 
-from .nn import Int8Linear, QuantizedLinear, StaticInt4Linear
+from .nn import Fp4Linear, Int8Linear, QuantizedLinear, StaticInt4Linear, WeightOnlyLinear
 from .nn.linear import IntegerLinear
 from .transforms.hadamard import hadamard
 
@@ -127,15 +128,73 @@ class Coder:
 
 
 class Product:
-    """Integer linears with one input as one product: their tiles lie behind one another."""
+    """Quantised linears with one input as one: their outputs lie behind one another. norm: the RMSNorm whose
+    output that input is, None for another.
+    """
 
-    def __init__(self, layers: Sequence[QuantizedLinear], name: str):
-        first = layers[0]
+    @staticmethod
+    def of(layers: Sequence[nn.Module], name: str, norm: nn.Module | None = None) -> "Product":
+        """The kind that fits; NotFusable where none does."""
         for layer in layers:
-            if not isinstance(layer, IntegerLinear | StaticInt4Linear):
-                raise NotFusable(f"fuse: expected integer layers, got {type(layer).__name__} at {name}")
-            if getattr(layer, "rank", 0):
-                raise NotFusable(f"fuse: expected no low-rank term, got rank {layer.rank} at {name}")
+            if not isinstance(layer, QuantizedLinear):
+                raise NotFusable(f"fuse: expected quantised layers, got {type(layer).__name__} at {name}")
+        kinds = IntegerLinear | StaticInt4Linear
+        coded = all(isinstance(layer, kinds) and not getattr(layer, "rank", 0) for layer in layers)
+        if not coded or (norm is not None and layers[0].input_hadamard is not None):
+            return FloatProduct(layers, norm)
+        return CodedProduct(layers, name, norm)
+
+    def behind_norm(self, h: Tensor) -> Tensor:
+        """[T, N] of the norm's output, h [T, K]."""
+        raise NotImplementedError
+
+    def behind_gate(self, gate_up: Tensor, activation: str, residual: Tensor) -> Tensor:
+        """[T, N] of activation(gate) * up, gate_up [T, 2 K], + residual [T, N]."""
+        raise NotImplementedError
+
+    def behind_attention(self, y: Tensor | tuple[Tensor, Tensor], residual: Tensor) -> Tensor:
+        """[T, N] of y [T, K], or of its codes and scales, + residual [T, N]."""
+        raise NotImplementedError
+
+
+class FloatProduct(Product):
+    """Of layers that take floats: one layer where they can be merged, else each by itself."""
+
+    coder = None
+
+    def __init__(self, layers: Sequence[QuantizedLinear], norm: nn.Module | None):
+        merged = None
+        if len(layers) > 1 and isinstance(layers[0], WeightOnlyLinear | Fp4Linear):
+            merged = type(layers[0]).merged(layers)
+        self.layers = layers if merged is None else [merged]
+        for layer in self.layers:
+            layer.prepare()
+        if merged is not None:
+            _share_tiles(layers, merged._tiles)
+        self.norm = norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, N] of x [T, K]."""
+        y = [layer(x) for layer in self.layers]
+        return y[0] if len(y) == 1 else torch.cat(y, -1)
+
+    def behind_norm(self, h: Tensor) -> Tensor:
+        return self(F.rms_norm(h, h.shape[-1:], self.norm.weight, float(self.norm.variance_epsilon)))
+
+    def behind_gate(self, gate_up: Tensor, activation: str, residual: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, -1)
+        gate = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+        return residual + self(gate * up)
+
+    def behind_attention(self, y: Tensor, residual: Tensor) -> Tensor:
+        return residual + self(y)
+
+
+class CodedProduct(Product):
+    """Of integer layers: one set of tiles, codes as input, the residual added in the epilogue."""
+
+    def __init__(self, layers: Sequence[QuantizedLinear], name: str, norm: nn.Module | None):
+        first = layers[0]
         self.coder = Coder.of(first)
         self.input_shift = first.input_shift if first.mean_shift else None  # in the basis of the input
         self.int8 = first._codes_name == "weight_int8"
@@ -157,17 +216,9 @@ class Product:
         if self.coder.index is not None:
             codes = F.pad(codes, (0, (len(self.coder.index) + 1) // 2 - codes.shape[1]), value=0x88)  # zeros
         self.tiles = first._prepack(codes)
-        self._share_tiles(layers)
-
-    def _share_tiles(self, layers: Sequence[QuantizedLinear]) -> None:
-        """Let the layers use the product's memory instead of their own, where their tiles are whole in it."""
-        for layer in layers:
-            layer.prepare()
-        counts = [layer._tiles.shape[0] for layer in layers]
-        same_depth = layers[0]._tiles.shape[1:] == self.tiles.shape[1:]
-        if sum(counts) == self.tiles.shape[0] and same_depth:
-            for layer, part in zip(layers, self.tiles.split(counts), strict=True):
-                layer._tiles = part
+        _share_tiles(layers, self.tiles)
+        if norm is not None:
+            self.gain, self.eps = self.coder.fold_gain(norm.weight), float(norm.variance_epsilon)
 
     def __call__(
         self, q: Tensor, scale: Tensor | None, dtype: torch.dtype, residual: Tensor | None = None
@@ -179,16 +230,33 @@ class Product:
             q, scale, self.tiles, self.w_scale, self.group_scale, self.bias, dtype, residual
         )
 
-    def from_float(self, x: Tensor, residual: Tensor) -> Tensor:
-        """[T, N] of inputs that are not codes yet, x [T, K], + residual [T, N]."""
+    def behind_norm(self, h: Tensor) -> Tensor:
+        return self(*self.coder.norm(h, self.gain, self.eps), h.dtype)
+
+    def behind_gate(self, gate_up: Tensor, activation: str, residual: Tensor) -> Tensor:
+        return self(*self.coder.gated(gate_up, activation), residual.dtype, residual)
+
+    def behind_attention(self, y: Tensor | tuple[Tensor, Tensor], residual: Tensor) -> Tensor:
         c = self.coder
+        if not isinstance(y, Tensor):
+            return self(y[0], None if c.static else y[1], residual.dtype, residual)
         if c.static:
-            how = c.inverse_step, c.shift, c.index, c.hadamard_block, c.unpacked(x)
-            return self(ops.quantize_static(x, c.bits, *how), None, x.dtype, residual)
+            how = c.inverse_step, c.shift, c.index, c.hadamard_block, c.unpacked(y)
+            return self(ops.quantize_static(y, c.bits, *how), None, y.dtype, residual)
         return ops.dynamic_linear(
-            x, self.tiles, self.w_scale, self.group_scale, self.bias, c.bits, c.clip, c.hadamard_block,
+            y, self.tiles, self.w_scale, self.group_scale, self.bias, c.bits, c.clip, c.hadamard_block,
             self.input_shift, residual,
         )  # fmt: skip
+
+
+def _share_tiles(layers: Sequence[QuantizedLinear], tiles: Tensor) -> None:
+    """Let layers use their product's memory instead of their own, where their tiles are whole in it."""
+    for layer in layers:
+        layer.prepare()
+    counts = [layer._tiles.shape[0] for layer in layers]
+    if sum(counts) == tiles.shape[0] and layers[0]._tiles.shape[1:] == tiles.shape[1:]:
+        for layer, part in zip(layers, tiles.split(counts), strict=True):
+            layer._tiles = part
 
 
 class FusedLayer:
@@ -196,17 +264,12 @@ class FusedLayer:
 
     def __init__(self, layer: nn.Module, activation: str, name: str):
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj], f"{name}.self_attn.q_proj")
-        self.o = Product([attention.o_proj], f"{name}.self_attn.o_proj")
-        self.gate_up = Product([mlp.gate_proj, mlp.up_proj], f"{name}.mlp.gate_proj")
-        self.down = Product([mlp.down_proj], f"{name}.mlp.down_proj")
-        for product, site in ((self.qkv, "q_proj"), (self.gate_up, "gate_proj")):
-            if product.coder.hadamard_block is not None:
-                raise NotFusable(f"fuse: expected no Hadamard on the input of {site} in {name}")
+        qkv, gate_up = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
         norms = layer.input_layernorm, layer.post_attention_layernorm
-        self.input_gain = self.qkv.coder.fold_gain(norms[0].weight)
-        self.mlp_gain = self.gate_up.coder.fold_gain(norms[1].weight)
-        self.input_eps, self.mlp_eps = (float(norm.variance_epsilon) for norm in norms)
+        self.qkv = Product.of([getattr(attention, key) for key in qkv], f"{name}.self_attn.q_proj", norms[0])
+        self.o = Product.of([attention.o_proj], f"{name}.self_attn.o_proj")
+        self.gate_up = Product.of([getattr(mlp, key) for key in gate_up], f"{name}.mlp.gate_proj", norms[1])
+        self.down = Product.of([mlp.down_proj], f"{name}.mlp.down_proj")
         self.q_norm, self.k_norm = (
             norm if norm is None else norm.weight.detach().float()
             for norm in (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
@@ -217,14 +280,7 @@ class FusedLayer:
 
     def __call__(self, h: Tensor, attend: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]) -> Tensor:
         """h [T, d] -> [T, d]; attend(qkv [T, (Hq + 2 Hkv) D]) -> [T, Hq D], or codes and scales of that."""
-        q, scale = self.qkv.coder.norm(h, self.input_gain, self.input_eps)
-        qkv = self.qkv(q, scale, h.dtype)  # [T, (Hq + 2 Hkv) D]
-        y = attend(qkv)
-        if isinstance(y, Tensor):
-            h = self.o.from_float(y, h)
-        else:
-            h = self.o(y[0], None if self.o.coder.static else y[1], h.dtype, h)
-        q, scale = self.gate_up.coder.norm(h, self.mlp_gain, self.mlp_eps)
-        gate_up = self.gate_up(q, scale, h.dtype)  # [T, 2 F]
-        q, scale = self.down.coder.gated(gate_up, self.activation)
-        return self.down(q, scale, h.dtype, h)
+        qkv = self.qkv.behind_norm(h)  # [T, (Hq + 2 Hkv) D]
+        h = self.o.behind_attention(attend(qkv), h)
+        gate_up = self.gate_up.behind_norm(h)  # [T, 2 F]
+        return self.down.behind_gate(gate_up, self.activation, h)

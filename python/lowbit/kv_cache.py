@@ -1,7 +1,4 @@
-"""PagedKv4Cache: 4-bit keys and values in pages, for any number of sequences.
-
-One block table serves all layers: page p of a sequence is the same page in every layer's tensors. A step of a
-model reserves its tokens once (`slots` or `step`) and then calls every layer's ops with what it got.
+"""PagedKv4Cache and PagedFloatCache: keys and values of a decoder in 4 bits, or as they are.
 
     cache = PagedKv4Cache(layers, kv_heads, head_dim)
     seq = cache.add()
@@ -11,55 +8,35 @@ model reserves its tokens once (`slots` or `step`) and then calls every layer's 
     out = cache.attend(layer, qkv, cos, sin, heads, tables, head_dim**-0.5)
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
+from .paged_cache import PagedCache, Tables
 
 MAX_PREFIX = 16  # exact tokens
 CUDA_HEADS = (64, 80, 96, 128, 256)  # head sizes of the decode attention there
-_FIRST_PAGES = 4
-_PAGES = (16, 32, 64, 128, 256)
-
-Tables = tuple[Tensor, Tensor]  # block table int32 [B, pages], lengths int32 [B]
 
 
-@dataclass
-class _Sequence:
-    pages: list[int] = field(default_factory=list)
-    length: int = 0
+class PagedKv4Cache(PagedCache):
+    """Codes uint8 [P, kv_heads, page, ceil(head_dim/2)] and parameters fp16 [P, kv_heads, page, 2] of keys,
+    then of values, per layer.
 
-
-class PagedKv4Cache:
-    """Codes uint8 [P, kv_heads, page, ceil(head_dim/2)] and parameters fp16 [P, kv_heads, page, 2] per layer.
-
-    max_tokens: what all sequences together may hold, None for no limit. clip: share of a vector's range that
-    the 16 levels span. key_block: blocks of the Hadamard that keys get before they are quantised, None for
-    none; `attend` transforms the queries alike, for `attention` the caller does. prefix: fp32 [layers, 2, P,
-    kv_heads, head_dim], exact keys and values before those of every sequence, after RoPE and the keys'
-    Hadamard; they count in no length. The pool doubles when it is full, which moves its tensors: ask `caches`
-    for them after reserving tokens, not before.
+    clip: share of a vector's range that the 16 levels span. key_block: blocks of the Hadamard that keys get
+    before they are quantised, None for none; `attend` transforms the queries alike, for `attention` the
+    caller does. prefix: fp32 [layers, 2, P, kv_heads, head_dim], exact keys and values before those of every
+    sequence, after RoPE and the keys' Hadamard; they count in no length. The rest as in `PagedCache`.
     """
 
     def __init__(
-        self,
-        layers: int,
-        kv_heads: int,
-        head_dim: int,
-        page: int = 64,
-        max_tokens: int | None = None,
-        device: torch.device | str = "cpu",
-        clip: float = 1.0,
-        key_block: int | None = None,
+        self, layers: int, kv_heads: int, head_dim: int, page: int = 64, max_tokens: int | None = None,
+        device: torch.device | str = "cpu", clip: float = 1.0, key_block: int | None = None,
         prefix: Tensor | None = None,
     ):
-        for name, value in (("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if page not in _PAGES:
-            raise ValueError(f"page: expected one of {', '.join(map(str, _PAGES))}, got {page}")
+        super().__init__(layers, kv_heads, head_dim, page, max_tokens, device)
         if not 0.0 < clip <= 1.0:
             raise ValueError(f"clip: expected a value in (0, 1], got {clip}")
         if prefix is not None:
@@ -69,16 +46,8 @@ class PagedKv4Cache:
                 raise ValueError(f"prefix: expected {want}, got {list(prefix.shape)}")
             if prefix.shape[2] > MAX_PREFIX:
                 raise ValueError(f"prefix: expected at most {MAX_PREFIX} tokens, got {prefix.shape[2]}")
-        self.layers, self.kv_heads, self.head_dim, self.page = layers, kv_heads, head_dim, page
-        self.max_tokens, self.device = max_tokens, torch.device(device)
         self.clip, self.key_block = clip, key_block
         self.prefix = None if prefix is None else prefix.to(self.device, torch.float32).contiguous()
-        self._pools = [self._empty(0) for _ in range(layers)]
-        self._free: list[int] = []
-        self._users: list[int] = []  # of each page: sequences that hold it
-        self._sequences: dict[int, _Sequence] = {}
-        self._next = 0
-        self._table: tuple[tuple[int, ...], Tensor] | None = None  # the last one made, until a page changes
 
     def _empty(self, pages: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         shape = (pages, self.kv_heads, self.page)
@@ -89,152 +58,23 @@ class PagedKv4Cache:
         params = [torch.zeros((*shape, 2), dtype=torch.float16, device=self.device) for _ in range(2)]
         return codes[0], params[0], codes[1], params[1]
 
-    # ---- sequences
+    def read(self, layer: int, seqs: list[int], dtype: torch.dtype) -> list[Tensor]:
+        """Keys and values as stored, [B, kv_heads, T, head_dim], the keys' Hadamard undone. T is whole pages;
+        whatever lies past a sequence's end.
+        """
+        table, out = self.tables(seqs)[0].long(), []
+        key_codes, key_params, value_codes, value_params = self._pools[layer]
+        for pair in ((key_codes, key_params), (value_codes, value_params)):
+            # [B, pages, H, page, *] -> [B, H, pages * page, *]
+            codes, params = (t[table].transpose(1, 2).flatten(2, 3) for t in pair)
+            out.append(ops.kv4_dequantize(codes, params, dtype, self.head_dim))
+        if self.key_block is not None:
+            out[0] = ops.hadamard(out[0], self.key_block**-0.5, self.key_block)
+        return out
 
-    def add(self) -> int:
-        """A new, empty sequence; its number."""
-        seq, self._next = self._next, self._next + 1
-        self._sequences[seq] = _Sequence()
-        return seq
-
-    def free(self, seq: int) -> None:
-        """Forget a sequence; its pages are used again."""
-        self._drop(self._find(seq).pages)
-        del self._sequences[seq]
-
-    def fork(self, seq: int) -> int:
-        """A new sequence with the same tokens. Pages are shared until one of the two writes to them."""
-        source = self._find(seq)
-        self._check_room(source.length)
-        new = self.add()
-        self._sequences[new] = _Sequence(list(source.pages), source.length)
-        for page in source.pages:
-            self._users[page] += 1
-        return new
-
-    def length(self, seq: int) -> int:
-        """Tokens of a sequence."""
-        return self._find(seq).length
-
-    def crop(self, seq: int, tokens: int) -> None:
-        """Keep at most that many tokens; negative: drop that many of the last ones."""
-        s = self._find(seq)
-        s.length = max(0, min(s.length, tokens if tokens >= 0 else s.length + tokens))
-        keep = -(-s.length // self.page)
-        self._drop(s.pages[keep:])
-        del s.pages[keep:]
-
-    def reset(self) -> None:
-        """Forget every sequence; the pool keeps its size."""
-        for seq in list(self._sequences):
-            self.free(seq)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all sequences together."""
-        return sum(s.length for s in self._sequences.values())
-
-    def nbytes(self) -> int:
-        """Bytes of the pool, free pages included."""
-        return sum(t.numel() * t.element_size() for pool in self._pools for t in pool)
-
-    def _find(self, seq: int) -> _Sequence:
-        if seq not in self._sequences:
-            known = ", ".join(map(str, self._sequences)) or "none"
-            raise ValueError(f"seq: expected a sequence of the cache ({known}), got {seq}")
-        return self._sequences[seq]
-
-    # ---- pages
-
-    def _check_room(self, more: int) -> None:
-        held = self.tokens
-        if self.max_tokens is not None and held + more > self.max_tokens:
-            raise ValueError(
-                f"max_tokens: the cache holds {held} of at most {self.max_tokens} tokens, got {more} more"
-            )
-
-    def _grow(self, pages: int) -> None:
-        """At least `pages` free ones; what is stored stays where it is."""
-        if len(self._free) >= pages:
-            return
-        old = len(self._users)
-        new = max(2 * old, _FIRST_PAGES, old + pages - len(self._free))
-        for layer, pool in enumerate(self._pools):
-            grown = self._empty(new)
-            for to, t in zip(grown, pool, strict=True):
-                to[:old] = t
-            self._pools[layer] = grown
-        self._users += [0] * (new - old)
-        self._free += range(new - 1, old - 1, -1)  # the lowest is taken first
-
-    def _take(self) -> int:
-        page = self._free.pop()
-        self._users[page], self._table = 1, None
-        return page
-
-    def _drop(self, pages: list[int]) -> None:
-        for page in pages:
-            self._users[page] -= 1
-            if not self._users[page]:
-                self._free.append(page)
-        self._table = None
-
-    def _reserve(self, seqs: list[int], more: int) -> None:
-        """Room for `more` tokens at the end of each sequence, in pages that no other sequence reads."""
-        found = [self._find(seq) for seq in seqs]
-        if len(set(seqs)) != len(seqs):
-            raise ValueError(f"seqs: expected each sequence once, got {', '.join(map(str, seqs))}")
-        self._check_room(more * len(seqs))
-        missing, shared = [], []
-        for s in found:
-            missing.append(-(-(s.length + more) // self.page) - len(s.pages))
-            last = s.length // self.page  # the page that the next token goes to, if it is there already
-            shared.append(more > 0 and last < len(s.pages) and self._users[s.pages[last]] > 1)
-        self._grow(sum(missing) + sum(shared))
-        for s, count, copy in zip(found, missing, shared, strict=True):
-            if copy and self._users[s.pages[-1]] > 1:
-                page, s.pages[-1] = s.pages[-1], self._take()
-                for pool in self._pools:
-                    for t in pool:
-                        t[s.pages[-1]] = t[page]
-                self._drop([page])
-            s.pages += [self._take() for _ in range(count)]
-
-    def slots(self, seq: int, n: int) -> Tensor:
-        """Adds n tokens to a sequence: the int64 [n] slots to write them to, in every layer."""
-        if n < 0:
-            raise ValueError(f"n: expected 0 or more tokens, got {n}")
-        self._reserve([seq], n)
-        s = self._find(seq)
-        at = torch.arange(s.length, s.length + n)
-        pages = torch.tensor(s.pages, dtype=torch.int64)
-        s.length += n
-        return (pages[at // self.page] * self.page + at % self.page).to(self.device)
-
-    def tables(self, seqs: list[int]) -> Tables:
-        """Block table and lengths of these sequences, as `kv4_attention` reads them."""
-        rows = [self._find(seq).pages for seq in seqs]
-        if self._table is None or self._table[0] != tuple(seqs):
-            width = max(map(len, rows), default=0)
-            padded = [row + [-1] * (width - len(row)) for row in rows]
-            table = torch.tensor(padded, dtype=torch.int32).view(len(rows), width)
-            self._table = (tuple(seqs), table.to(self.device))
-        lengths = torch.tensor([self.length(seq) for seq in seqs], dtype=torch.int32)
-        return self._table[1], lengths.to(self.device)
-
-    def step(self, seqs: list[int]) -> Tables:
-        """Adds one token to each sequence: block table and lengths before it, as `kv4_attend` reads them."""
-        self._reserve(seqs, 1)
-        table, lengths = self.tables(seqs)
-        for seq in seqs:
-            self._find(seq).length += 1
-        return table, lengths
-
-    # ---- the ops, with the tensors of a layer
-
-    def caches(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """key_codes, key_params, value_codes, value_params of a layer, until the next reservation."""
-        return self._pools[layer]
+    def places(self, tables: Tables) -> Tables:
+        """What the calls of `attend` in a step take for the tables of `step`: here these themselves."""
+        return tables
 
     def _exact(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """prefix_k, prefix_v of a layer, [P, kv_heads, head_dim]."""
@@ -311,3 +151,98 @@ class PagedKv4Cache:
             q_norm, k_norm, eps, self.clip, self.key_block, *self._exact(layer),
             inverse_step, shift, index, static_scale, code_clip, unpacked,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Of one more token of each sequence: where it goes, and what it attends to."""
+
+    slots: Tensor  # int64 [B]
+    run: slice | None  # of slots: all that the one sequence holds, where it lies in one piece
+    pages: Tensor | None  # int64 [B, n]; else all pages of each
+    held: Tensor | None  # bool [B, n * page]: what of them holds a token
+
+
+class PagedFloatCache(PagedCache):
+    """Keys and values as they are, [P, page, kv_heads, head_dim] of dtype per layer; attention is torch's.
+
+    The parameters and the rest as in `PagedCache`.
+    """
+
+    def __init__(
+        self, layers: int, kv_heads: int, head_dim: int, page: int = 64, max_tokens: int | None = None,
+        device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+    ):
+        self.dtype = dtype
+        super().__init__(layers, kv_heads, head_dim, page, max_tokens, device)
+        # RoPE is the 4-bit cache's op, with no page to write to
+        codes, params = ((0, kv_heads, page, n) for n in ((head_dim + 1) // 2, 2))
+        of = {torch.uint8: codes, torch.float16: params}
+        self._nowhere = [torch.empty(of[t], dtype=t, device=self.device) for t in (*of, *of)]
+
+    def _empty(self, pages: int) -> tuple[Tensor, Tensor]:
+        shape = (pages, self.page, self.kv_heads, self.head_dim)
+        keys, values = (torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in "kv")
+        return keys, values
+
+    def _rope(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, *norms: Tensor | float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        slots = torch.full((qkv.shape[0],), -1, device=qkv.device)
+        return ops.kv4_rope_append(qkv, cos, sin, heads, self.kv_heads, slots, *self._nowhere, *norms)
+
+    def _store(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        for pool, x in zip(self._pools[layer], (key, value), strict=True):
+            pool.flatten(0, 1).index_copy_(0, slots, x.to(self.dtype))
+
+    def rope_append(
+        self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, slots: Tensor,
+        q_norm: Tensor | None = None, k_norm: Tensor | None = None, eps: float = 1e-6,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] of qkv [T, ...] after norm and RoPE, as
+        `kv4_rope_append` has them; k and v are stored in slots [T], but for those of -1.
+        """
+        q, k, v = self._rope(qkv, cos, sin, heads, q_norm, k_norm, eps)
+        kept = slots >= 0
+        self._store(layer, slots[kept], k[kept], v[kept])
+        return q, k, v
+
+    def places(self, tables: Tables) -> _Places:
+        """What the calls of `attend` in a step take for the tables of `step`."""
+        table, lengths = tables
+        last = table.gather(1, (lengths // self.page).long().unsqueeze(1)).squeeze(1)
+        slots = (last * self.page + lengths % self.page).long()
+        if len(table) == 1 and not table.is_cuda:
+            length = int(lengths) + 1
+            pages = table[0, : -(-length // self.page)].tolist()
+            if pages == list(range(pages[0], pages[-1] + 1)):
+                first = pages[0] * self.page
+                return _Places(slots, slice(first, first + length), None, None)
+        held = torch.arange(table.shape[1] * self.page, device=table.device) <= lengths.unsqueeze(1)
+        return _Places(slots, None, table.clamp(min=0).long(), held)
+
+    def attend(
+        self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, places: _Places,
+        softmax_scale: float, q_norm: Tensor | None = None, k_norm: Tensor | None = None, eps: float = 1e-6,
+    ) -> Tensor:
+        """[B, heads * head_dim] of one token per sequence, qkv [B, ...], which is stored first."""
+        q, k, v = self._rope(qkv, cos, sin, heads, q_norm, k_norm, eps)
+        self._store(layer, places.slots, k, v)
+        b, mask = len(q), None
+        if places.run is not None:
+            k, v = (pool.flatten(0, 1)[places.run].unsqueeze(0) for pool in self._pools[layer])
+        else:
+            k, v = (pool[places.pages].flatten(1, 2) for pool in self._pools[layer])  # [B, T, Hkv, D]
+            for x in (k, v):
+                x.masked_fill_(~places.held[:, :, None, None], 0)  # no weight of 0 hides a NaN
+            mask = places.held[:, None, None]
+        q = q.to(self.dtype).view(b, self.kv_heads, -1, self.head_dim)  # the heads of a group as rows
+        y = F.scaled_dot_product_attention(
+            q, k.transpose(1, 2), v.transpose(1, 2), mask, scale=softmax_scale
+        )
+        return y.reshape(b, -1).to(qkv.dtype)
+
+    def read(self, layer: int, seqs: list[int], dtype: torch.dtype) -> list[Tensor]:
+        """Keys and values [B, kv_heads, T, head_dim], T whole pages; whatever lies past a sequence's end."""
+        table = self.tables(seqs)[0].long()
+        return [pool[table].flatten(1, 2).transpose(1, 2).to(dtype) for pool in self._pools[layer]]

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import lowbit
 import pytest
@@ -14,6 +15,7 @@ from lowbit.integrations.hf.cache import PREFIX
 from lowbit.nn import QuantizedLinear
 from lowbit.recipes import Recipe
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.cache_utils import DynamicCache
 
 from tests.models import ARCHITECTURES, tiny, token_ids
 
@@ -27,6 +29,24 @@ METHODS = [
     "quarot gptq w4a4kv4 g64 +shift +prefix",
 ]
 PREFIXED = METHODS[-2:]
+FLOATS = [  # layers that take floats, caches of floats
+    "fp6 gptq e2m3",
+    "int4 w4a16 g32",
+    "zeroquant fp6",
+    "llm-fp4 w4a8",
+    "llm-fp4 w4a4 pre-shift",
+    "llm-fp4 w4a4kv4 pre-shift",
+    "quarot llm-fp4 gptq w4a4kv4",
+    "quarot rtn w8a8",
+    replace(Recipe.from_name("mergequant w4a4"), rank=4, name="mergequant w4a4 rank 4"),
+    Recipe(activation_bits=16, kv_bits=4, name="int4 kv4"),
+    replace(Recipe.from_name("mergequant w4a8 no-r1"), kv_bits=16, name="mergequant w4a8 kv16"),
+]
+ALL = METHODS + FLOATS
+
+
+def name_of(method: str | Recipe) -> str:
+    return getattr(method, "name", method)
 
 
 def quantized(architecture: str = "llama", method: str | Recipe = METHODS[0], **changes):
@@ -34,9 +54,11 @@ def quantized(architecture: str = "llama", method: str | Recipe = METHODS[0], **
     return lowbit.quantize(model, method, token_ids(4, 64), progress=False)
 
 
-def own_cache(model) -> Int4Cache:
+def own_cache(model) -> Int4Cache | DynamicCache:
     """The cache of the model's own modules, with a prompt that attends as in the fused decoder."""
-    hook = next(h for h in model.model._forward_pre_hooks.values() if hasattr(h, "key_block"))
+    hook = next((h for h in model.model._forward_pre_hooks.values() if hasattr(h, "key_block")), None)
+    if hook is None:
+        return DynamicCache()
     return Int4Cache(hook.clip, hook.key_block, getattr(model.model, PREFIX, None), exact_prefill=True)
 
 
@@ -45,7 +67,7 @@ def away(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL, ids=name_of)
 def test_logits_of_prompt_and_steps(architecture, method):
     """Now and then a value on the edge between two codes falls to the other side: hence no equality."""
     model = quantized(architecture, method)
@@ -68,7 +90,7 @@ def test_logits_of_prompt_and_steps(architecture, method):
     assert sorted(errors)[len(errors) // 2] < 0.02, errors
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL, ids=name_of)
 def test_generate_writes_the_same_tokens(method):
     model = quantized("llama", method)
     ids = token_ids(1, 12)
@@ -132,7 +154,7 @@ def padded():
     return token_ids(3, 30) * mask, mask.long()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL, ids=name_of)
 def test_rows_of_several_lengths_as_the_modules_have_them(method):
     """Logits of tokens, not of padding: a prompt, steps, a second prompt."""
     model = quantized(method=method)
@@ -171,7 +193,7 @@ def test_rows_of_several_lengths_as_the_modules_have_them(method):
     assert cache.get_seq_length() == 0 and cache.stored() == [0, 0]
 
 
-@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0]])
+@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0], FLOATS[0]])
 def test_padding_may_come_in_pieces(method):
     """Down to one place per call: it is not stored, and the tokens behind it are those of a whole prompt."""
     model = lowbit.fuse(quantized(method=method))
@@ -220,7 +242,7 @@ def test_what_a_page_held_before_does_not_matter():
         assert torch.equal(run(True), run(False))
 
 
-@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0]])
+@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0], FLOATS[0]])
 def test_a_padded_batch_writes_what_its_rows_write_alone(method):
     model = lowbit.fuse(quantized(method=method))
     ids, mask = padded()
@@ -233,7 +255,7 @@ def test_a_padded_batch_writes_what_its_rows_write_alone(method):
         assert torch.equal(together[row, 30:], alone[0, n:])
 
 
-@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0]])
+@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0], FLOATS[0]])
 def test_beam_search_and_sampling_run(method):
     model = quantized(method=method)
     ids = token_ids(2, 9)
@@ -282,7 +304,7 @@ def test_memory_is_shared_between_layers_and_products():
     assert seen[layer + "q_proj"] == seen[layer + "k_proj"] == seen[layer + "v_proj"]
 
 
-@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0]])
+@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0], FLOATS[0]])
 def test_a_call_it_cannot_serve_goes_the_old_way(method):
     model = quantized(method=method)
     ids = token_ids(2, 16)
@@ -390,11 +412,9 @@ def test_more_tokens_than_allowed():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: tiny("llama"), ["4-bit KV cache"]),
-        (lambda: quantized(method="rtn w8a8"), ["4-bit KV cache"]),
+        (lambda: tiny("llama"), ["quantised layers", "Linear", "q_proj"]),
         (lambda: torch.nn.Linear(3, 3), ["llama", "Linear"]),
         (lambda: quantized(architecture="mistral", sliding_window=100), ["sliding window 100", "200"]),
-        (lambda: quantized(method=Recipe(activation_bits=16, kv_bits=4)), ["integer layers", "q_proj"]),
     ],
 )
 def test_refusals(make, words):

@@ -2,6 +2,8 @@
 whose products are exact integers.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,31 @@ class _FloatLinear(QuantizedLinear):
         else:
             codes = formats.unpack_codes(packed, self.weight_format, self.in_features)
         return FloatWeight(codes, scale, group_scale, self.group_size, self.weight_format)
+
+    @classmethod
+    def merged(cls, layers: "Sequence[_FloatLinear]") -> "_FloatLinear | None":
+        """One layer whose outputs are those of several that share an input, behind one another; None where
+        they differ in how they treat it, or in their formats. Biases that are missing are zeros.
+        """
+        first, bias = layers[0], any(layer.bias is not None for layer in layers)
+        size = {"out_features": sum(layer.out_features for layer in layers), "bias": bias}
+        options = {**first.options(), **size}
+        shared = [name for name in first.tensors() if name.startswith("input_")]
+        for other in layers[1:]:
+            same = type(other) is cls and {**other.options(), **size} == options
+            if not (same and all(torch.equal(getattr(other, t), getattr(first, t)) for t in shared)):
+                return None
+        layer = cls(**options, device=first.weight_scale.device, dtype=first.compute_dtype)
+        for name in layer.tensors():
+            codes = name == cls._codes_name
+            if name in shared:
+                setattr(layer, name, getattr(first, name))
+            elif name != "weight_meta":
+                parts = [m._portable_codes() if codes else getattr(m, name) for m in layers]
+                setattr(layer, name, torch.cat(parts))
+        zeros = layer.weight_scale.new_zeros
+        biases = [zeros(m.out_features) if m.bias is None else m.bias.detach() for m in layers]
+        return layer._finish(torch.cat(biases) if bias else None)
 
     def _set_weight_parts(self, q: FloatWeight, bias: Tensor | None) -> "QuantizedLinear":
         if q.format != self.weight_format:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from lowbit import ops
@@ -190,20 +191,22 @@ class Int4Cache(Cache):
 
 
 class CacheHook:
-    """Decoder pre-hook: where the caller brings no cache, or an empty default one, an Int4Cache takes its
-    place.
+    """Decoder pre-hook: where the caller brings no cache, or an empty default one, the model's own takes its
+    place: an Int4Cache, or what `factory` makes.
 
     So a plain `model(ids)`, `generate()` and evaluation harnesses all see the quantised cache. A cache that
-    already holds tokens, or that the caller chose (static, sliding, quantised), is left alone.
+    already holds tokens, or that the caller chose (static, sliding, quantised), is left alone. clip: None for
+    a model whose cache is not quantised; a hook is then there for the factory's sake.
     """
 
-    def __init__(self, clip: float, key_block: int | None):
+    def __init__(self, clip: float | None, key_block: int | None = None):
         self.clip, self.key_block = clip, key_block
         self.factory: Callable[[], Cache] | None = None  # makes another kind of cache (a fused model's)
+        self.handle: RemovableHandle | None = None  # of a hook that goes when the model is no longer fused
 
-    def plain_cache(self, prefix: Tensor | None = None) -> Int4Cache:
-        """An empty cache for the model's own attention."""
-        return Int4Cache(self.clip, self.key_block, prefix)
+    def plain_cache(self, prefix: Tensor | None = None) -> Int4Cache | None:
+        """An empty cache for the model's own attention; None where the model has one."""
+        return None if self.clip is None else Int4Cache(self.clip, self.key_block, prefix)
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         cache, prefix = kwargs.get("past_key_values"), getattr(module, PREFIX, None)

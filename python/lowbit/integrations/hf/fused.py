@@ -1,4 +1,4 @@
-"""`lowbit.fuse`: a quantised transformers model whose decoder runs the fused layers and a paged 4-bit cache.
+"""`lowbit.fuse`: a quantised transformers model whose decoder runs the fused layers and a paged cache.
 
 The model keeps its modules and its `generate`; only `model.model.forward` is another. A call that the fused
 layers cannot serve (a mask of its own, a cache of another kind, gradients) goes the old way, with one
@@ -13,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import CausalBias, causal_lower_right
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lowbit import ops
 
 from ...cuda_graph import StepGraph
 from ...fused import ACTIVATIONS, FusedLayer, NotFusable, on_card
-from ...kv_cache import CUDA_HEADS, MAX_PREFIX, PagedKv4Cache
+from ...kv_cache import CUDA_HEADS, MAX_PREFIX, PagedFloatCache, PagedKv4Cache
 from ...nn import QuantizedLinear
+from ...paged_cache import PagedCache
 from ...transforms.architectures import SUPPORTED
 from .cache import PREFIX, CacheHook, Int4Cache, behind_prefix
 
@@ -33,7 +34,7 @@ class FusedCache(Cache):
     left of a row is in its length, as callers count, but not stored.
     """
 
-    def __init__(self, pages: PagedKv4Cache, max_tokens: int):
+    def __init__(self, pages: PagedCache, max_tokens: int):
         super().__init__(layers=[])
         self.pages, self.max_tokens = pages, max_tokens
         self.sequences: list[int] = []  # one per row of the batch
@@ -62,30 +63,22 @@ class FusedCache(Cache):
         self.pads = [old + new for old, new in zip(self.pads, pads, strict=True)]
 
     def step(self) -> tuple[Tensor, Tensor]:
-        """Before one more token of each sequence: the block table and lengths of `PagedKv4Cache.step`. On a
+        """Before one more token of each sequence: the block table and lengths of `PagedCache.step`. On a
         card the table grows by 16 pages at a time, so that a graph made for it lasts.
         """
         table, lengths = self.pages.step(self.sequences)
         return (F.pad(table, (0, -table.shape[1] % 16), value=-1) if on_card(table) else table), lengths
 
     def read(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer as stored, [B, Hkv, T, D], the keys' Hadamard undone. Rows that hold
-        fewer than T tokens end in zeros.
+        """Keys and values of a layer as stored, [B, Hkv, T, D]. Rows that hold fewer than T tokens end in
+        zeros.
         """
-        pages, stored = self.pages, self.stored()
+        stored = self.stored()
         length = max(stored)
-        table = pages.tables(self.sequences)[0].long()
-        out = []
-        key_codes, key_params, value_codes, value_params = pages.caches(layer)
-        for codes, params in ((key_codes, key_params), (value_codes, value_params)):
-            # [B, pages, H, page, *] -> [B, H, pages * page, *]
-            codes, params = (t[table].transpose(1, 2).flatten(2, 3)[:, :, :length] for t in (codes, params))
-            out.append(ops.kv4_dequantize(codes.contiguous(), params.contiguous(), dtype, pages.head_dim))
-        if pages.key_block is not None:
-            out[0] = ops.hadamard(out[0], pages.key_block**-0.5, pages.key_block)
+        out = [x[:, :, :length] for x in self.pages.read(layer, self.sequences, dtype)]
         if min(stored) < length:  # the pages may hold anything there, and no weight of 0 hides a NaN
-            held = torch.tensor(stored, device=table.device).unsqueeze(1)
-            beyond = torch.arange(length, device=table.device) >= held  # [B, T]
+            held = torch.tensor(stored, device=out[0].device).unsqueeze(1)
+            beyond = torch.arange(length, device=held.device) >= held  # [B, T]
             out = [x.masked_fill(beyond[:, None, :, None], 0) for x in out]
         return out[0], out[1]
 
@@ -127,9 +120,8 @@ class FusedDecoder:
 
     def __init__(self, model: nn.Module, max_tokens: int | None):
         decoder, config = model.model, model.config
-        self.hook = next((h for h in decoder._forward_pre_hooks.values() if isinstance(h, CacheHook)), None)
-        if self.hook is None:
-            raise NotFusable("fuse: expected a model with a 4-bit KV cache (kv4), got one without")
+        self.hook = _hook(decoder) or CacheHook(None)
+        self.quantized_cache = self.hook.clip is not None
         if config.hidden_act not in ACTIVATIONS:
             want = " or ".join(ACTIVATIONS)
             raise NotFusable(f"fuse: expected the activation {want}, got {config.hidden_act}")
@@ -146,13 +138,15 @@ class FusedDecoder:
             raise NotFusable(f"fuse: expected max_tokens within {want}, got {limit}")
         self.limit, activation = limit, ACTIVATIONS[config.hidden_act]
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        if on_card(next(decoder.parameters())) and self.head_dim not in CUDA_HEADS:
+        on_cuda = self.quantized_cache and on_card(next(decoder.parameters()))
+        if on_cuda and self.head_dim not in CUDA_HEADS:
             want = ", ".join(map(str, CUDA_HEADS))
             raise NotFusable(f"fuse: expected a head size of {want} on CUDA, got {self.head_dim}")
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.layers = [
             FusedLayer(layer, activation, f"layer {i}") for i, layer in enumerate(decoder.layers)
         ]
+        self.embedding = decoder.embed_tokens.weight
         self.exact = self._exact_prefix()
         self.warned: set[str] = set()
         self.graph: tuple[tuple, StepGraph] | None = None
@@ -169,10 +163,11 @@ class FusedDecoder:
 
     def new_cache(self) -> FusedCache:
         """An empty cache; it grows page by page."""
-        weight = self.layers[0].qkv.w_scale
-        sizes = (len(self.layers), self.kv_heads, self.head_dim)
+        sizes, device = (len(self.layers), self.kv_heads, self.head_dim), self.embedding.device
+        if not self.quantized_cache:
+            return FusedCache(PagedFloatCache(*sizes, device=device, dtype=self.embedding.dtype), self.limit)
         how = {"clip": self.hook.clip, "key_block": self.hook.key_block, "prefix": self.exact}
-        return FusedCache(PagedKv4Cache(*sizes, device=weight.device, **how), self.limit)
+        return FusedCache(PagedKv4Cache(*sizes, device=device, **how), self.limit)
 
     def forward(
         self, decoder: nn.Module, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
@@ -184,7 +179,8 @@ class FusedDecoder:
         pads = _left_padding(attention_mask, past_key_values, b, t)
         reason = self._refusal(decoder, pads, past_key_values, inputs_embeds, kwargs)
         if reason is not None:
-            goes_on = isinstance(past_key_values, Int4Cache) and past_key_values.get_seq_length() > 0
+            plain = Int4Cache if self.quantized_cache else DynamicCache
+            goes_on = isinstance(past_key_values, plain) and past_key_values.get_seq_length() > 0
             if reason not in self.warned and not goes_on:
                 warnings.warn(f"fused decoder: not used for a call with {reason}", stacklevel=3)
                 self.warned.add(reason)
@@ -236,12 +232,14 @@ class FusedDecoder:
     ) -> Tensor:
         def attend(i: int, layer: FusedLayer, qkv: Tensor) -> Tensor | tuple[Tensor, Tensor]:
             """One token per sequence: qkv [B, (Hq + 2 Hkv) D] -> [B, Hq D], or the codes of that."""
-            args = (i, qkv, cos, sin, self.heads, (table, lengths), layer.softmax_scale)
+            args = (i, qkv, cos, sin, self.heads, places, layer.softmax_scale)
             norms = dict(q_norm=layer.q_norm, k_norm=layer.k_norm, eps=layer.head_eps)
-            if layer.o.coder.hadamard_block is not None:
+            coder = layer.o.coder if self.quantized_cache else None
+            if coder is None or coder.hadamard_block is not None:
                 return cache.pages.attend(*args, **norms)
-            return cache.pages.attend_quantize(*args, **norms, **layer.o.coder.attended(qkv))
+            return cache.pages.attend_quantize(*args, **norms, **coder.attended(qkv))
 
+        places = cache.pages.places((table, lengths))
         for i, layer in enumerate(self.layers):
             h = layer(h, functools.partial(attend, i, layer))
         return h
@@ -344,6 +342,10 @@ def _mask_of(
     return (mask & there[:, None, None]) | F.pad(itself, (before, 0))
 
 
+def _hook(decoder: nn.Module) -> CacheHook | None:
+    return next((h for h in decoder._forward_pre_hooks.values() if isinstance(h, CacheHook)), None)
+
+
 def _parts(decoder: nn.Module) -> list[object]:
     """The prefix, the quantised layers and their tiles: others, once adapters, weights or a device came."""
     layers = (m for layer in decoder.layers for m in layer.modules() if isinstance(m, QuantizedLinear))
@@ -351,14 +353,15 @@ def _parts(decoder: nn.Module) -> list[object]:
 
 
 def fuse(model: nn.Module, max_tokens: int | None = None) -> nn.Module:
-    """Let a quantised model's decoder run fused layers and a paged 4-bit KV cache; in place, returned.
+    """Let a quantised model's decoder run fused layers and a paged KV cache; in place, returned.
 
-    model: a Llama-, Mistral-, Qwen2- or Qwen3-type model quantised by a recipe with integer layers and kv4.
-    max_tokens: the most tokens a sequence may hold (None: what the model's positions allow, and its sliding
-    window where it has one); asking for more raises ValueError. `generate`, sampling, streaming and chat work
-    as before, at eight calls per layer and token. A prompt attends to its own keys and values before they
-    are rounded to 4 bits, so perplexity by `lowbit.evaluate` measures the cache only on the model as loaded.
-    Layers and fused layers share memory. `lowbit.unfuse(model)` undoes it; saving works either way.
+    model: a Llama-, Mistral-, Qwen2- or Qwen3-type model quantised by any recipe; the cache is in 4 bits
+    where the recipe says kv4, else in the model's dtype. max_tokens: the most tokens a sequence may hold
+    (None: what the model's positions allow, and its sliding window where it has one); asking for more raises
+    ValueError. `generate`, sampling, streaming and chat work as before; with integer layers and a 4-bit cache
+    at eight calls per layer and token. A prompt attends to its own keys and values before they are rounded to
+    4 bits, so perplexity by `lowbit.evaluate` measures the cache only on the model as loaded. Layers and
+    fused layers share memory. `lowbit.unfuse(model)` undoes it; saving works either way.
 
     Raises `lowbit.fused.NotFusable` (a ValueError) with one sentence where the model cannot be fused.
     """
@@ -369,6 +372,8 @@ def fuse(model: nn.Module, max_tokens: int | None = None) -> nn.Module:
     unfuse(model)
     fused = FusedDecoder(model, max_tokens)
     model.model.forward = MethodType(fused.forward, model.model)
+    if not fused.quantized_cache:
+        fused.hook.handle = model.model.register_forward_pre_hook(fused.hook, with_kwargs=True)
     fused.hook.factory = fused.new_cache
     return model
 
@@ -378,7 +383,8 @@ def unfuse(model: nn.Module) -> nn.Module:
     decoder = getattr(model, "model", None)
     if isinstance(decoder, nn.Module) and "forward" in vars(decoder):
         del decoder.forward
-        for hook in decoder._forward_pre_hooks.values():
-            if isinstance(hook, CacheHook):
-                hook.factory = None
+        hook = _hook(decoder)
+        hook.factory = None
+        if hook.handle is not None:  # it came with `fuse`
+            hook.handle.remove()
     return model
