@@ -6,7 +6,7 @@ import pytest
 import torch
 from lowbit import formats
 from lowbit.nn import Fp4Linear, WeightOnlyLinear
-from lowbit.quantizers import FloatScheme, FloatWeight, IntegerScheme, gptq, rtn
+from lowbit.quantizers import FloatScheme, FloatWeight, IntegerScheme, gptq, rtn, rtn_by_output
 from lowbit.quantizers.choice import choose, quantize_weights, schemes
 from lowbit.quantizers.grid import FloatGrid
 from lowbit.recipes import Recipe
@@ -150,6 +150,77 @@ def test_gptq_with_an_identity_hessian_is_rounding(scheme):
     assert torch.equal(ours.scale, plain.scale) and torch.equal(ours.codes, plain.codes)
     if scheme.group_size:
         assert torch.equal(ours.group_scale, plain.group_scale)
+
+
+GROUPED = [scheme for scheme in SCHEMES if scheme.group_size]
+
+
+@pytest.mark.parametrize("scheme", GROUPED, ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_scales_by_the_output_beat_scales_by_the_weight(scheme, seed):
+    """No row is worse, all together are much better; h has chosen the scales and nothing else."""
+    h, w = correlated(2000, 160, seed), weight(48, 160, seed + 10)
+    w[5] = 0
+    plain, q = rtn(w, scheme), rtn_by_output(w, h, scheme)
+    before, after = ([square(x.rows(slice(i, i + 1)), w[i], h) for i in range(48)] for x in (plain, q))
+    assert all(a <= b * (1 + 1e-4) for a, b in zip(after, before, strict=True)) and after[5] == 0
+    assert 0 < sum(after) <= (0.8 if scheme.scale_format == "fp16" else 0.95) * sum(before)
+    assert torch.equal(q.scale, plain.scale) and q.group_scale.dtype == plain.group_scale.dtype
+    steps = (q.group_factors() * q.scale[:, None]).repeat_interleave(scheme.group_size, 1)[:, :160]
+    assert torch.equal(q.values(), scheme.grid.round_(w * (1.0 / steps)))
+    WeightOnlyLinear.from_weight(q).validate()
+
+
+def test_the_scale_of_a_single_group_is_the_best_candidate():
+    scheme, h, w = FloatScheme("e2m1", 32, "fp16"), correlated(500, 32), weight(20, 32)
+    plain, q = rtn(w, scheme), rtn_by_output(w, h, scheme)
+    tried = torch.cat((plain.group_scale.T, scheme.group_candidates(w, plain.scale))).double()
+    steps = tried[..., None] * plain.scale[:, None]
+    e = formats.round_to(w.double() / steps, "e2m1") * steps - w
+    best = ((e @ h.double()) * e).sum(-1).amin(0)
+    got = (q.dequantize() - w).double()
+    np.testing.assert_allclose(((got @ h.double()) * got).sum(1), best, rtol=1e-4)
+    shares = tried[1:] * plain.scale * 6 / w.abs().amax(1)
+    assert shares.amin() >= 0.499 and 1.99 <= shares.amax() <= 2.001 and len(tried) >= 20
+
+
+def test_groups_without_input_keep_the_scales_of_the_weight():
+    """And what the others do is the same as if those groups were not there."""
+    scheme, w = FloatScheme("e2m1", 32, "fp16"), weight(16, 96)
+    h = torch.zeros(96, 96)
+    h[32:, 32:] = correlated(800, 64)
+    q, part = rtn_by_output(w, h, scheme), rtn_by_output(w[:, 32:], h[32:, 32:], scheme)
+    assert torch.equal(q.group_scale[:, 0], rtn(w, scheme).group_scale[:, 0])
+    assert abs(square(q, w, h) / square(part, w[:, 32:], h[32:, 32:]) - 1) <= 0.02
+
+
+@pytest.mark.parametrize("power", [-40, 40])
+def test_the_search_by_the_output_does_not_depend_on_units(power):
+    scheme, w, h = FloatScheme("e2m1", 32, "fp16"), weight(12, 128), correlated(800, 128)
+    scaled, want = torch.ldexp(w, torch.tensor(power)), square(rtn_by_output(w, h, scheme), w, h)
+    got = square(rtn_by_output(scaled, 5 * h, scheme), scaled, h) / 4.0**power
+    assert abs(got - want) <= 0.02 * want
+
+
+def test_a_search_by_the_output_needs_groups_and_their_hessian():
+    with pytest.raises(ValueError, match=r"group_size: expected 32, 64 or 128 .* got None"):
+        rtn_by_output(weight(4, 32), torch.eye(32), FloatScheme("e2m1"))
+    with pytest.raises(ValueError, match=r"h: expected \[64, 64\], got \[32, 32\]"):
+        rtn_by_output(weight(4, 64), torch.eye(32), FloatScheme("e2m1", 32))
+    assert rtn_by_output(torch.empty(0, 64), torch.eye(64), FloatScheme("e2m1", 32)).codes.shape == (0, 64)
+
+
+def test_the_order_of_the_searches_on_a_model():
+    """By the output's own error, by the inputs' energies, by the weight alone."""
+    ids, layers = token_ids(12, 64), 14
+    with torch.no_grad():
+        plain, errors = tiny("llama")(ids).logits, []
+        for name in ("llm-fp4 w4a16 g32", "fp4 weighted w4a16 g32", "fp4 w4a16 g32"):
+            model = lowbit.quantize(tiny("llama"), name, ids, progress=False)
+            found = [m for m in model.modules() if isinstance(m, WeightOnlyLinear)]
+            assert len(found) == layers and {(m.weight_format, m.group_size) for m in found} == {("e2m1", 32)}
+            errors.append((model(ids).logits - plain).norm().item())
+    assert 0 < errors[0] <= 0.97 * errors[1] and errors[1] < errors[2]
 
 
 def test_the_better_format_is_chosen():

@@ -355,7 +355,11 @@ LLM = dict(weight_method="llm-fp4", weight_format="fp4")
     [
         (dict(weight_method="llm-fp4"), "weight_format: expected FP4 with llm-fp4, got None"),
         (dict(LLM, weight_format="e2m3", weight_bits=6, activation_bits=16), "expected FP4 .* got e2m3"),
-        (dict(LLM, activation_bits=16, group_size=32), "group_size: expected None with llm-fp4, got 32"),
+        (dict(LLM, activation_bits=8, group_size=32), "activation_bits: expected 16 with these weights"),
+        (
+            dict(LLM, weight_method="llm-fp4-gptq", activation_bits=16, group_size=32),
+            "group_size: expected None, or llm-fp4 and 16 .* got 32 with llm-fp4-gptq and 16",
+        ),
         (dict(weight_format="e2m1", activation_format="fp4"), "activation_format: expected one .* got fp4"),
         (dict(LLM, activation_bits=8, pre_shift=True), "pre_shift: expected llm-fp4 with 4 activation bits"),
         (
@@ -374,8 +378,9 @@ def test_bad_recipes_are_refused(fields, words):
 
 def test_the_methods_have_their_names():
     assert {
-        "llm-fp4 w4a16", "llm-fp4 w4a8", "llm-fp4 w4a4 no-pre-shift", "llm-fp4 w4a4 pre-shift",
-        "llm-fp4 w4a4kv4 pre-shift", "quarot llm-fp4 w4a4kv4", "quarot llm-fp4 gptq w4a4kv4",
+        "llm-fp4 w4a16", "llm-fp4 w4a16 g32", "llm-fp4 w4a8", "llm-fp4 w4a4 no-pre-shift",
+        "llm-fp4 w4a4 pre-shift", "llm-fp4 w4a4kv4 pre-shift", "quarot llm-fp4 w4a4kv4",
+        "quarot llm-fp4 gptq w4a4kv4",
     } <= set(NAMES)  # fmt: skip
     for name in NAMES:
         recipe = Recipe.from_name(name)

@@ -182,6 +182,7 @@ def test_order_of_the_float_formats(quantised, reference):
     assert quantised("fp4 w4a16 g32") <= 0.8 * quantised("fp4 w4a16")
     weighted = quantised("fp4 weighted w4a16 g32")
     assert weighted < 0.92 * min(quantised("int4 w4a16 g32"), quantised("fp4 w4a16 g32"))
+    assert quantised("llm-fp4 w4a16 g32") <= 0.985 * weighted
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..recipes import Recipe
-from ..recipes.recipe import LLM_FP4
 from ..transforms.architectures import DecoderLayout, LayerParts
 from ..transforms.rotation import OnlineHadamard
 from .mergequant import StaticStage
@@ -67,7 +66,7 @@ def _stage(
         names = [f"{layer}.{LayerParts.PATHS[key]}" for key in keys]
         values = (earlier[0], 2, head_dim) if recipe.migrate_values and keys == ("o",) else None
         return StaticStage(*common, norm, names, values)
-    return LlmFp4Stage(*common) if recipe.weight_method in LLM_FP4 else Stage(*common)
+    return LlmFp4Stage(*common) if recipe.needs_inputs else Stage(*common)
 
 
 def capture_inputs(layout: DecoderLayout, batches: list[Tensor]) -> tuple[list[Tensor], list[list[dict]]]:

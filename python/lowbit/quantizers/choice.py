@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..recipes import Recipe
 from .gptq import gptq
+from .output_search import rtn_by_output
 from .rtn import rtn
 from .scheme import FloatScheme, IntegerScheme, Scheme
 from .weight import QuantizedWeight
@@ -40,8 +41,8 @@ def choose(w: Tensor, candidates: tuple[Scheme, ...], h: Tensor | None = None) -
 def quantize_weights(
     weights: list[Tensor], recipe: Recipe, h: Tensor | None = None
 ) -> list[QuantizedWeight]:
-    """The weights [N_i, K] of linears with one input. h: fp32 [K, K], its Hessian, which GPTQ needs; of it
-    the diagonal weighs the errors of "rtn-weighted".
+    """The weights [N_i, K] of linears with one input. h: fp32 [K, K], its Hessian, which GPTQ and LLM-FP4
+    need; of it the diagonal weighs the errors of "rtn-weighted".
     """
     candidates = schemes(recipe)
     chosen = [choose(w.float(), candidates, h) for w in weights]
@@ -51,6 +52,8 @@ def quantize_weights(
         w = torch.cat([weights[i].float() for i in members])
         if recipe.weight_method == "gptq":
             q = gptq(w, h, scheme, recipe.damp)
+        elif recipe.weight_method == "llm-fp4":
+            q = rtn_by_output(w, h, scheme)
         else:
             q = rtn(w, scheme, None if h is None else h.diagonal())
         row = 0

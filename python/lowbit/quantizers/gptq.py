@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .rtn import check_weight, rtn
+from .rtn import check_hessian, check_weight, rtn
 from .scheme import IntegerScheme, Scheme
 from .weight import QuantizedWeight
 
@@ -71,8 +71,7 @@ def gptq(w: Tensor, h: Tensor, scheme: Scheme | None = None, damp: float = 0.01)
     """
     scheme = scheme or IntegerScheme()
     check_weight(w)
-    if h.shape != (w.shape[1], w.shape[1]):
-        raise ValueError(f"h: expected [{w.shape[1]}, {w.shape[1]}], got {list(h.shape)}")
+    check_hessian(h, w)
     if scheme == IntegerScheme(8) or w.shape[1] == 0:
         return rtn(w, scheme)
     group = scheme.group_size

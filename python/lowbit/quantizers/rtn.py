@@ -21,13 +21,20 @@ def rtn(w: Tensor, scheme: Scheme | None = None, importance: Tensor | None = Non
     scheme = scheme or IntegerScheme()
     check_weight(w)
     w = w.float()
-    scale = scheme.row_scale(w, importance=importance)
-    steps, group_scale = scale.unsqueeze(1), None
+    scale, group_scale = scheme.row_scale(w, importance=importance), None
     if group := scheme.group_size:
         counts = [None] * -(-w.shape[1] // group) if importance is None else importance.split(group)
         parts = zip(w.split(group, 1), counts, strict=True)
         group_scale = torch.stack([scheme.group_scale(part, scale, c) for part, c in parts], 1)
-        steps = steps * scheme.group_factor(group_scale).repeat_interleave(group, 1)[:, : w.shape[1]]
+    return rounded(w, scheme, scale, group_scale)
+
+
+def rounded(w: Tensor, scheme: Scheme, scale: Tensor, group_scale: Tensor | None) -> QuantizedWeight:
+    """w fp32 [N, K] to the nearest under row scales [N] and stored group scales [N, G]."""
+    steps = scale.unsqueeze(1)
+    if group_scale is not None:
+        factor = scheme.group_factor(group_scale)
+        steps = steps * factor.repeat_interleave(scheme.group_size, 1)[:, : w.shape[1]]
     return scheme.weight(scheme.grid.round_(w * (1.0 / steps)), scale, group_scale)
 
 
@@ -37,6 +44,12 @@ def check_weight(w: Tensor) -> None:
         raise ValueError(f"weight: expected [out_features, in_features], got {w.dim()} dimensions")
     if not bool(torch.isfinite(w).all()):
         raise ValueError("weight: expected finite values, got NaN or inf")
+
+
+def check_hessian(h: Tensor, w: Tensor) -> None:
+    """h has a row and a column per input of w."""
+    if h.shape != (w.shape[1], w.shape[1]):
+        raise ValueError(f"h: expected [{w.shape[1]}, {w.shape[1]}], got {list(h.shape)}")
 
 
 def activation_clip_search(

@@ -111,6 +111,12 @@ class FloatScheme:
             return (search.search_exponent(w, row_scale, self.grid, importance)[0] + 127).to(torch.uint8)
         return search.search_fp16_scale(w, row_scale, self.grid, importance)
 
+    def group_candidates(self, w: Tensor, row_scale: Tensor) -> Tensor:
+        """uint8 or fp16 [C, N]: scales as stored that one group w [N, group] may have."""
+        if self.scale_format != "fp16":
+            return (search.exponent_candidates(w, row_scale, self.grid) + 127).to(torch.uint8)
+        return search.fp16_candidates(w, row_scale, self.grid)
+
     def group_factor(self, group_scale: Tensor) -> Tensor:
         """fp32 [...]: what stored group scales stand for."""
         return decode_e8m0(group_scale) if group_scale.dtype == torch.uint8 else group_scale.float()

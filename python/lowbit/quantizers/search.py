@@ -3,6 +3,8 @@
 Where a function takes `importance`, fp32 [C], the error of column c counts that many times.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ _GROUP_RATIOS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.58, 0.52)
 _STEPS = IntegerGrid(1, MAX_GROUP_SCALE)
 _EXPONENTS = (0, -1, 1)  # tried around the smallest power of two that clips nothing
 _MANTISSAS = 8  # row scales tried per octave, under power-of-two group scales
+_CANDIDATES = 32  # fp16 scales of a group that a search by the output compares, evenly on a log scale
+_SMALLEST_SHARE = 0.5  # of absmax / max, among them
 
 
 def rounding_error(w: Tensor, scale: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
@@ -114,10 +118,20 @@ def group_row_scale(w: Tensor, group_size: int, grid: Grid) -> Tensor:
 
 def search_fp16_scale(w: Tensor, scale: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
     """fp32 [N, group], row scales [N] -> fp16 [N]: the group scale of least error, at most 2^-11 off it."""
-    smallest, largest = 2.0**-24, torch.finfo(torch.float16).max
     zero = w.abs().amax(1) <= TINY
-    factor = (search_row_scale(w, grid, importance) / scale).clamp_(smallest, largest)
-    return torch.where(zero, torch.ones_like(factor), factor).half()
+    factor = _to_fp16(search_row_scale(w, grid, importance) / scale)
+    return torch.where(zero, torch.ones_like(factor), factor)
+
+
+def fp16_candidates(w: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """fp32 [N, group], row scales [N] -> fp16 [C, N]: group scales from half the absmax scale to `widest`."""
+    ends = math.log2(_SMALLEST_SHARE), math.log2(grid.widest)
+    shares = torch.logspace(*ends, _CANDIDATES, 2.0, device=w.device)
+    return _to_fp16(shares.unsqueeze(1) * (absmax_row_scale(w, grid) / scale))
+
+
+def _to_fp16(factor: Tensor) -> Tensor:
+    return factor.clamp(2.0**-24, torch.finfo(torch.float16).max).half()
 
 
 def search_exponent(
@@ -128,15 +142,20 @@ def search_exponent(
     OCP's rule, floor(log2 absmax) - emax, clips the top of the binade and looks at one number of the group;
     trying three powers costs three roundings and gains 0.1 to 0.3 dB (e2m1, e3m2; SmolLM2's weights).
     """
-    top = w.abs().amax(-1) / (grid.max * scale)
-    first = torch.where(top > TINY, top, torch.ones_like(top)).log2().ceil_().to(torch.int32)
-    best, best_error = first, torch.full_like(top, torch.inf)
-    for step in _EXPONENTS:
-        e = (first + step).clamp_(-126, 127)
+    tried = exponent_candidates(w, scale, grid)
+    best, best_error = tried[0], torch.full_like(scale, torch.inf)
+    for e in tried:
         error = rounding_error(w, torch.ldexp(scale, e).unsqueeze(-1), grid, importance)
         best = torch.where(error < best_error, e, best)
         best_error = torch.minimum(error, best_error)
     return best, best_error
+
+
+def exponent_candidates(w: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """fp32 [..., group], scales [...] -> int32 [3, ...]: powers of two near the least that clips nothing."""
+    top = w.abs().amax(-1) / (grid.max * scale)
+    first = torch.where(top > TINY, top, torch.ones_like(top)).log2().ceil_().to(torch.int32)
+    return torch.stack([(first + step).clamp_(-126, 127) for step in _EXPONENTS])
 
 
 def mantissa_row_scale(w: Tensor, group_size: int, grid: Grid) -> Tensor:

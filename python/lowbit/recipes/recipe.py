@@ -99,8 +99,10 @@ class Recipe:
         searched = self.weight_method in LLM_FP4
         if searched and (not set(self.weight_formats) <= set(FP4_FORMATS) or not self.weight_formats):
             raise ValueError(f"weight_format: expected FP4 with llm-fp4, got {self.weight_format}")
-        if searched and self.group_size is not None:
-            raise ValueError(f"group_size: expected None with llm-fp4, got {self.group_size}")
+        plain = self.weight_method == "llm-fp4" and self.activation_bits == 16
+        if searched and self.group_size is not None and not plain:
+            got = f"{self.group_size} with {self.weight_method} and {self.activation_bits} activation bits"
+            raise ValueError(f"group_size: expected None, or llm-fp4 and 16 activation bits, got {got}")
         if self.activation_format == "fp4" and not searched:
             raise ValueError(f"activation_format: expected one format with {self.weight_method}, got fp4")
         for field in ("static_activations", "pre_shift"):
@@ -153,7 +155,13 @@ class Recipe:
     @property
     def needs_hessian(self) -> bool:
         """Whether the weights are chosen by the second moments of their inputs."""
-        return self.weight_method in ("gptq", "rtn-weighted")
+        grouped = self.weight_method == "llm-fp4" and self.group_size is not None
+        return self.weight_method in ("gptq", "rtn-weighted") or grouped
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether the weights are chosen by the inputs themselves, which may be quantised as well."""
+        return self.weight_method in LLM_FP4 and self.group_size is None
 
     def to_dict(self) -> dict:
         """Plain JSON types."""
@@ -236,10 +244,12 @@ def _weight_only() -> dict[str, Recipe]:
 def _llm_fp4() -> dict[str, Recipe]:
     dynamic = Recipe(weight_format="fp4", activation_format="fp4", weight_method="llm-fp4")
     weights = replace(dynamic, activation_bits=16, activation_format=None)
+    grouped = replace(weights, weight_format="e2m1", scale_format="fp16", group_size=32)
     plain = replace(dynamic, static_activations=True)
     shifted = replace(plain, pre_shift=True)
     return {
         "llm-fp4 w4a16": weights,
+        **{f"llm-fp4 w4a16 g{g}": replace(grouped, group_size=g) for g in GROUP_SIZES},
         "llm-fp4 w4a8": replace(weights, activation_bits=8),
         "llm-fp4 w4a4 no-pre-shift": plain,
         "llm-fp4 w4a4 pre-shift": shifted,
