@@ -9,6 +9,10 @@ from pathlib import Path
 import lowbit
 import pytest
 
+from tests import oldest_torch
+from tests.audit import toolkit
+
+ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = Path(lowbit.build_info()["library"])
 
 
@@ -55,3 +59,23 @@ def test_only_the_documented_symbols_are_exported():
     assert {"lowbit_isas", "lowbit_active_isa", "lowbit_set_isa"} <= set(ours)
     assert not [s for s in symbols if s.startswith("_ZN6lowbit")]
     assert not [s for s in symbols if s.startswith(("cu", "__cuda"))], "CUDA's static runtime shows"
+
+
+@pytest.fixture(scope="module")
+def include() -> Path:
+    try:
+        return oldest_torch.headers(ROOT / "build/oldest")
+    except (OSError, subprocess.SubprocessError, KeyError) as error:
+        pytest.skip(f"torch {oldest_torch.VERSION} cannot be fetched: {error}")
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc/ops").glob("*.cpp")), ids=lambda p: p.stem)
+def test_the_oldest_torch_has_what_the_sources_name(source, include):
+    """Newer headers carry names that older ones lack, whatever version they are told to target."""
+    command = [shutil.which("c++") or "g++", "-std=c++17", "-fsyntax-only", f"-I{include}"]
+    command.append("-DTORCH_TARGET_VERSION=0x020a000000000000")
+    if source.stem.endswith("cuda"):
+        cuda = Path(toolkit.tool("nvcc")).resolve().parents[1] / "include"
+        command += ['-DLOWBIT_CUDA="80"', f"-I{cuda}"]
+    done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:2000]

@@ -18,6 +18,10 @@
 #include "../numeric/ceil_div.h"
 #include "../numeric/int4.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name before torch 2.12
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace lowbit::ops {
 
 using torch::headeronly::ScalarType;
