@@ -1,4 +1,4 @@
-"""The headers of the oldest torch that the library promises to build against, without the rest of its wheel."""
+"""The headers of the oldest torch that the library promises to build against, without its whole wheel."""
 
 import io
 import json

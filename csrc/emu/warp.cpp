@@ -2,8 +2,8 @@
 #include <cstring>
 
 #include "../layout/mma_fragment.h"
-#include "../numeric/float16.h"
 #include "machine.h"
+#include "tensor_sum.h"
 
 namespace lowbit::emu {
 
@@ -110,8 +110,9 @@ void mma_integer(Mailbox& w, bool a_signed, bool b_signed) {
   }
 }
 
-void mma_float(Mailbox& w, float (*convert)(uint16_t)) {
-  float a[16][16], b[8][16];
+template <int kMantissa>
+void mma_float(Mailbox& w, Scaled (*convert)(uint16_t)) {
+  Scaled a[16][16], b[8][16];
   for (int lane = 0; lane < 32; ++lane) {
     const uint32_t* ra = static_cast<const uint32_t*>(w.slots[lane].in0);
     const uint32_t* rb = static_cast<const uint32_t*>(w.slots[lane].in1);
@@ -124,8 +125,8 @@ void mma_float(Mailbox& w, float (*convert)(uint16_t)) {
   }
   for (int lane = 0; lane < 32; ++lane) {
     float* d = static_cast<float*>(w.slots[lane].out);
-    for (int i = 0; i < 4; ++i)  // products are exact in fp32
-      for (int k = 0; k < 16; ++k) d[i] += a[fragment::d_row(lane, i)][k] * b[fragment::d_col(lane, i)][k];
+    for (int i = 0; i < 4; ++i)
+      d[i] = tensor_sum<kMantissa, 16>(a[fragment::d_row(lane, i)], b[fragment::d_col(lane, i)], d[i]);
   }
 }
 
@@ -149,10 +150,10 @@ void mma(Mma kind, void* d, const uint32_t* a, const uint32_t* b) {
       mma_integer<4>(w, true, false);
       break;
     case Mma::kF16F16:
-      mma_float(w, fp16_to_float);
+      mma_float<10>(w, scaled_fp16);
       break;
     case Mma::kBf16Bf16:
-      mma_float(w, bf16_to_float);
+      mma_float<7>(w, scaled_bf16);
       break;
   }
   release_warp();

@@ -5,8 +5,8 @@
 
 #include "../layout/mma_fragment.h"
 #include "../layout/swizzle.h"
-#include "../numeric/float16.h"
 #include "machine.h"
+#include "tensor_sum.h"
 
 namespace lowbit::emu {
 
@@ -92,10 +92,10 @@ void check_operand(const Warpgroup& group, int n, uint64_t descriptor) {
     }
 }
 
-// d [t][i] (+)= the sum over k in ascending order, which for floats is one of the orders the hardware may
-// take; products of halves are exact in fp32. `read` turns the element j of 32 bytes of k into a number.
-template <class Sum, class T, int kK, class Read>
-void multiply(const WgmmaOp& op, const HeldRegisters& operand, HeldRegisters& sums, const Read& read) {
+// d [t][i] (+)= add(row of a, column of b, d). `read` turns the element j of 32 bytes of k into a number.
+template <class Sum, class T, int kK, class Read, class Add>
+void multiply(const WgmmaOp& op, const HeldRegisters& operand, HeldRegisters& sums, const Read& read,
+              const Add& add) {
   static T a[64][kK], b[256][kK];
   constexpr int kEach = kK / 8;  // elements of a register
   for (int t = 0; t < 128; ++t)
@@ -115,7 +115,7 @@ void multiply(const WgmmaOp& op, const HeldRegisters& operand, HeldRegisters& su
       uint32_t& d = sums.values[t * each + i];
       Sum sum = 0;
       if (op.scale_d) memcpy(&sum, &d, 4);
-      for (int k = 0; k < kK; ++k) sum += Sum(row[k]) * Sum(col[k]);
+      sum = add(row, col, sum);
       memcpy(&d, &sum, 4);
     }
 }
@@ -130,14 +130,20 @@ void compute(Warpgroup& group, const WgmmaOp& op) {
   const HeldRegisters& operand = *find_held(group.operands, op.a[0]);
   HeldRegisters& sums = *find_held(group.accumulators, op.d[0]);
   if (op.kind == Mma::kF16F16)
-    multiply<float, float, 16>(op, operand, sums,
-                               [](const void* p, int j) { return fp16_to_float(half_at(p, j)); });
+    multiply<float, Scaled, 16>(
+        op, operand, sums, [](const void* p, int j) { return scaled_fp16(half_at(p, j)); },
+        tensor_sum<10, 16>);
   else if (op.kind == Mma::kBf16Bf16)
-    multiply<float, float, 16>(op, operand, sums,
-                               [](const void* p, int j) { return bf16_to_float(half_at(p, j)); });
-  else  // unsigned: sums wrap modulo 2^32
-    multiply<uint32_t, int16_t, 32>(op, operand, sums,
-                                    [](const void* p, int j) { return static_cast<const int8_t*>(p)[j]; });
+    multiply<float, Scaled, 16>(
+        op, operand, sums, [](const void* p, int j) { return scaled_bf16(half_at(p, j)); },
+        tensor_sum<7, 16>);
+  else
+    multiply<uint32_t, int16_t, 32>(
+        op, operand, sums, [](const void* p, int j) { return static_cast<const int8_t*>(p)[j]; },
+        [](const int16_t* row, const int16_t* col, uint32_t sum) {  // unsigned: sums wrap modulo 2^32
+          for (int k = 0; k < 32; ++k) sum += uint32_t(row[k] * col[k]);
+          return sum;
+        });
 }
 
 }  // namespace

@@ -64,6 +64,45 @@ def test_float_mma(emulated, kind, dtype):
     assert np.array_equal(tables.gather(d, tables.d_map(), (16, 8)), expected)
 
 
+def parts(x, least):
+    """x as fraction * 2^exponent, in float64; the exponent of what is subnormal is `least`."""
+    fraction, exponent = np.frexp(x.astype(np.float64))
+    exponent = np.maximum(exponent - 1, least)
+    return np.ldexp(x.astype(np.float64), -exponent), np.where(fraction == 0, -1000, exponent)
+
+
+def tensor_core(a, b, c, least, bits=24):
+    """c [M, N] + a [M, K] b [N, K]^T: all terms cut `bits` behind the largest, rounded to zero."""
+    (fa, ea), (fb, eb), (fc, ec) = parts(a, least), parts(b, least), parts(c, -126)
+    terms = np.concatenate((fa[:, None] * fb[None], fc[:, :, None]), 2)
+    exponents = np.concatenate((ea[:, None] + eb[None], ec[:, :, None]), 2)
+    unit = exponents.max(2, keepdims=True) - bits
+    total = np.trunc(np.ldexp(terms, np.maximum(exponents - unit, -200))).sum(2)
+    fraction, exponent = np.frexp(total)
+    return np.ldexp(np.trunc(np.ldexp(fraction, 24)), exponent - 24 + unit[..., 0]).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind,dtype,least", [(4, np.float16, -14), (5, ml_dtypes.bfloat16, -126)])
+def test_float_mma_adds_as_a_tensor_core(emulated, kind, dtype, least):
+    """Subnormals among the operands, sums that cancel, terms far apart."""
+    rng, seen = np.random.default_rng(kind), 0
+    for reach in (2, 8, 24):
+        a, b = (
+            (rng.standard_normal((n, 16)) * 2.0 ** rng.integers(-reach, reach / 3, (n, 16))).astype(dtype)
+            for n in (16, 8)
+        )
+        b[:, 8:] = b[:, :8] * dtype(-1)
+        c = (rng.standard_normal((16, 8)) * 2.0 ** rng.integers(-reach, 1, (16, 8))).astype(np.float32)
+        ra = pack(tables.scatter(a.view(np.uint16), tables.a_map(2)), 32, 2)
+        rb = pack(tables.scatter(b.view(np.uint16), tables.b_map(2)), 32, 2)
+        d = np.ascontiguousarray(tables.scatter(c, tables.d_map()).reshape(32, 4))
+        emulated.mma(kind, ra, rb, d, 1, {})
+        got = tables.gather(d, tables.d_map(), (16, 8))
+        assert np.array_equal(got, tensor_core(a, b, c, least))
+        seen += (got != (c + a.astype(np.float32) @ b.astype(np.float32).T)).sum()
+    assert seen > 50  # plain fp32 sums are others
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("trans", [False, True])
 @pytest.mark.parametrize("matrices", [1, 2, 4])

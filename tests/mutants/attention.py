@@ -60,7 +60,8 @@ CUDA_EDITS = [
     (_STAGING, "first + row < w.stored ? S::kPiece : 0", "S::kPiece"),
     # slots that the cache does not have; what the nibble above the lowest has too much
     (_APPEND, "slot < 0 || slot >= p.pages.slots", "slot < 0"),
-    (_MERGE, "i % 2 ? 0.0625f : 1.f", "1.f"),
+    (_STAGING, "0x03c003c0u", "0x03e003c0u"),
+    (_STAGING, "sum * kCode,", "sum,"),
     # exact tokens: in the first split alone, and in the sum
     (_ATTEND, "split == 0 ? p.prefix : 0", "p.prefix"),
     (_ATTEND, "sum = ptx::add_rn(sum, warp_sum(exact));", ""),

@@ -10,8 +10,8 @@
 //   finish    out, or into the workspace for the last block of the sequence to merge
 //   codes     where they are wanted: the row that all heads have left, by the last of their blocks
 //
-// A nibble is an fp16 by itself: the subnormal code * 2^-24, or 16 times that one nibble higher. Tensor cores
-// multiply subnormals exactly. So decoding is one AND for two codes; the powers of two come off in fp32.
+// A nibble is an fp16 by itself: the subnormal code * 2^-18, which tensor cores multiply exactly. So decoding
+// is a shift and an AND for two codes; the power of two comes off in fp32.
 #pragma once
 
 #include "../../ptx/ldmatrix.h"
@@ -37,8 +37,9 @@ LOWBIT_DEVICE void score(const Work<S>& w, int tokens, bool low) {
     LOWBIT_UNROLL
     for (int half = 0; half < 2; ++half) LOWBIT_UNROLL
     for (int m = 0; m < 2; ++m) {
-      const uint32_t a0 = k[2 * m] >> (8 * half), a1 = k[2 * m + 1] >> (8 * half);
-      const uint32_t a[4] = {a0 & kLowNibbles, a1 & kLowNibbles, a0 & kHighNibbles, a1 & kHighNibbles};
+      const int i = 2 * half;
+      const uint32_t a[4] = {code_pair(k[2 * m], i), code_pair(k[2 * m + 1], i), code_pair(k[2 * m], i + 1),
+                             code_pair(k[2 * m + 1], i + 1)};
       const uint32_t b[2] = {high[2 * half], high[2 * half + 1]};
       ptx::mma_m16n8k16_f32_f16_f16(dot[m], a, b);
       if (low) {
@@ -121,9 +122,8 @@ LOWBIT_DEVICE void softmax(const Work<S>& w, int tokens, int prefix) {
   }
 }
 
-// Weighted codes of 32 elements (chunk warp % kChunks) over a part of the tokens: acc[j][i] is of element 4g
-// + 2j
-// + i / 2 of the chunk and head 2t + i % 2 in lane 4g + t, those of odd elements 16 times too large.
+// Weighted codes of 32 elements (chunk warp % kChunks) over a part of the tokens: acc[j][i] is of element
+// 4 g + 2 j + i / 2 of the chunk and head 2t + i % 2 in lane 4g + t.
 template <class S>
 LOWBIT_DEVICE void weigh(const Work<S>& w, int tokens, float (&acc)[2][4]) {
   const int warp = ptx::warp_index(), lane = ptx::lane_index(), part = warp / S::kChunks;
@@ -142,8 +142,9 @@ LOWBIT_DEVICE void weigh(const Work<S>& w, int tokens, float (&acc)[2][4]) {
       const uint32_t high[2] = {b[0], b[1]}, low[2] = {b[2], b[3]};
       LOWBIT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        const uint32_t a0 = v[2 * step] >> (8 * j), a1 = v[2 * step + 1] >> (8 * j);
-        const uint32_t a[4] = {a0 & kLowNibbles, a0 & kHighNibbles, a1 & kLowNibbles, a1 & kHighNibbles};
+        const int i = 2 * j;
+        const uint32_t a[4] = {code_pair(v[2 * step], i), code_pair(v[2 * step], i + 1),
+                               code_pair(v[2 * step + 1], i), code_pair(v[2 * step + 1], i + 1)};
         ptx::mma_m16n8k16_f32_f16_f16(acc[j], a, high);
         ptx::mma_m16n8k16_f32_f16_f16(acc[j], a, low);
       }

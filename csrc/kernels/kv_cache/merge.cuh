@@ -34,10 +34,7 @@ LOWBIT_DEVICE void write_split(const Work<S>& w, const AttentionParams& p, int p
     const auto stats = ptx::ld_shared(w.v_stats() + head);
     float x[4];
     LOWBIT_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const float unit = i % 2 ? 0.0625f : 1.f;
-      x[i] = ptx::fma_rn(acc[i / 2][i % 2 * 2 + h] * unit, stats[3], stats[2]);
-    }
+    for (int i = 0; i < 4; ++i) x[i] = ptx::fma_rn(acc[i / 2][i % 2 * 2 + h], stats[3], stats[2]);
     LOWBIT_NO_UNROLL
     for (int t = 0; t < prefix; ++t) {
       const float* value = p.prefix_value + (t * p.pages.kv_heads + w.kv_head) * S::kHead + element;

@@ -20,7 +20,13 @@ struct AttentionShape {
 };
 
 constexpr float kLog2E = 1.44269504f;
-constexpr uint32_t kLowNibbles = 0x000f000fu, kHighNibbles = 0x00f000f0u;
+
+// Nibbles i and i + 4 of a word as a pair of fp16: the subnormals code * 2^-18. Bits 6 to 9, as high as they
+// go: a tensor core aligns a subnormal as if it were 2^-14, and what lies far below is cut.
+constexpr float kCode = 0x1p-18f;
+LOWBIT_DEVICE uint32_t code_pair(uint32_t word, int i) {
+  return (i < 2 ? word << (6 - 4 * i) : word >> (4 * i - 6)) & 0x03c003c0u;
+}
 
 // Blocks of a multiprocessor: while one computes, the others' loads keep memory busy. Three leave 80
 // registers, two 128; instances that would spill there have fewer.
@@ -68,8 +74,8 @@ struct Work {
 };
 
 // The power of two that brings a largest magnitude into [2^12, 2^13), where fp16 has 37 bits between it and
-// the smallest subnormal: two fp16 then hold an fp32 as well as fp32 needs. `back` undoes it, and the 2^-24
-// of the codes, but for 2^12.
+// the smallest subnormal: two fp16 then hold an fp32 as well as fp32 needs. `back` undoes it, and kCode,
+// but for 2^6.
 struct Power {
   float up, back;
 };
@@ -78,7 +84,7 @@ LOWBIT_DEVICE Power power_of(float largest) {
   e = e < 12 ? 12 : e > 242 ? 242 : e;
   return {ptx::bit_cast<float>(uint32_t(266 - e) << 23), ptx::bit_cast<float>(uint32_t(e) << 23)};
 }
-constexpr float kCodeUnit = 4096.f;  // back * this = 2^24 / up
+constexpr float kCodeUnit = 64.f;  // back * this = 1 / (up * kCode)
 
 LOWBIT_DEVICE float warp_max(float x) { return unordered(ptx::redux_sync_max_s32(ordered(x))); }
 LOWBIT_DEVICE float warp_sum(float x) {
@@ -119,9 +125,7 @@ LOWBIT_DEVICE void score_prefix(const Work<S>& w, const AttentionParams& p, int 
 }
 
 // Query head of this warp into shared memory, in the order of the nibbles: an ldmatrix row holds elements i
-// and i
-// + 4 of the four words of a chunk, i = 0..3, those of odd i divided by the 16 that their codes have too
-// much. Scores `prefix` exact tokens on the way.
+// and i + 4 of the four words of a chunk, i = 0..3. Scores `prefix` exact tokens on the way.
 template <class S, bool kAppend>
 LOWBIT_DEVICE void put_query(const Work<S>& w, const AttentionParams& p, int prefix) {
   const int warp = ptx::warp_index(), lane = ptx::lane_index();
@@ -149,13 +153,12 @@ LOWBIT_DEVICE void put_query(const Work<S>& w, const AttentionParams& p, int pre
   if (lane == 0)
     ptx::st_shared(
         w.q_stats() + warp,
-        ptx::f32x2{{sum * 0x1p-24f, ptx::mul_rn(power.back, p.softmax_scale * (kLog2E * kCodeUnit))}});
+        ptx::f32x2{{sum * kCode, ptx::mul_rn(power.back, p.softmax_scale * (kLog2E * kCodeUnit))}});
   if (lane >= 4 * S::kChunks) return;
   LOWBIT_UNROLL
   for (int i = 0; i < 4; ++i) {
-    const float unit = i % 2 ? 0.0625f : 1.f;
     uint32_t high, low;
-    halve(x[i] * unit, x[i + 4] * unit, &high, &low);
+    halve(x[i], x[i + 4], &high, &low);
     const int at = (lane / 4 * 4 + i) * 16 + lane % 4 * 4;
     ptx::st_shared(w.q(false, warp).plus_bytes(at).template as<uint32_t>(), high);
     if (p.dtype == DType::f32) ptx::st_shared(w.q(true, warp).plus_bytes(at).template as<uint32_t>(), low);
