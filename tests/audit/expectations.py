@@ -194,7 +194,7 @@ def _attention() -> list[Expect]:
                 registers,
                 loop_widths={"LDSM": 128},
                 widths={"LDGSTS": 64 if head == 80 else 128},
-                integer_per_tensor=4.0,
+                integer_per_tensor=5.5,
                 calls=r"div|rcp|sqrt|sync|^0x",
             )
         )
