@@ -5,10 +5,12 @@ gpu.log, summary.json and a JSON for each bench.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/gpu"
+GRACE = 8  # seconds of a step that was interrupted
 
 
 @dataclass
@@ -89,7 +92,10 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
         "LOWBIT_CONFORMANCE": str(BUILD / "liblowbit_conformance.so"),
     }
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    workers = ["-n", str(min(8, os.cpu_count() or 1))] if has("xdist") else []
+    cores = os.cpu_count() or 1
+    count = min(8, cores) if has("xdist") else 1
+    workers = ["-n", str(count)] if count > 1 else []
+    share = {"OMP_NUM_THREADS": str(max(1, cores // count))}  # or every worker's oracle takes all cores
     sanitizer = shutil.which("compute-sanitizer") or ""
     lacks = [m for m in ("pytest", "hypothesis", "ml_dtypes") if not has(m)]
     no_pytest = f"needs {', '.join(lacks)}" if lacks else ""
@@ -119,12 +125,16 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
         Step("configure", configure, 60, needs=""),
         Step("build", [*build, "lowbit", "lowbit_conformance"], 300, needs="configure"),
         Step("info", [python, "-m", "lowbit", "info"], 60, env=on_gpu),
+        # What is correct comes before what is fast; the short steps before the long one, which may end late.
+        Step("runtime", [*pytest, "tests/gpu/test_runtime.py"], 120, env=on_gpu, missing=no_pytest),
+        Step("ops", [*pytest, "-v", *workers, "tests/ops"], 300, env=on_gpu | share, missing=no_pytest),
+        sanitize("memcheck"),
         Step(
             "conformance", [*pytest, "tests/gpu/test_conformance.py"], 150, env=on_gpu,
             missing=no_pytest or ("" if has("pybind11") else "needs pybind11"),
         ),
-        Step("ops", [*pytest, *workers, "tests/ops"], 200, env=on_gpu, missing=no_pytest),
-        Step("runtime", [*pytest, "tests/gpu/test_runtime.py"], 120, env=on_gpu, missing=no_pytest),
+        sanitize("racecheck"),
+        sanitize("synccheck"),
         Step(
             "cutlass", [*build, "lowbit_cutlass"], 150,
             missing="" if cutlass else "no nvidia-cutlass: its peers are left out of bench linear",
@@ -135,12 +145,13 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
         bench("layer", 60),
         bench("hadamard", 60),
         bench("quantize", 60),
-        *[sanitize(tool) for tool in ("memcheck", "racecheck", "synccheck")],
     ]  # fmt: skip
 
 
 def execute(step: Step, log: Path, limit: float) -> Result:
-    """Run it with everything it prints in the log; a step past its limit is ended with its children."""
+    """Run it with everything it prints in the log; a step past its limit is interrupted, so that it can say
+    what it has found, and ended with its children.
+    """
     begin = time.monotonic()
     with log.open("ab") as sink:
         sink.write(f"\n==== {step.name}: {' '.join(step.command)}\n".encode())
@@ -157,9 +168,13 @@ def execute(step: Step, log: Path, limit: float) -> Result:
             code = process.wait(timeout=limit)
             state = "passed" if code == 0 else "failed"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
             state = "timed out"
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGINT)
+                process.wait(timeout=GRACE)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     lines = [s for s in log.read_bytes()[start:].decode(errors="replace").splitlines() if s.strip()]
     return Result(step.name, state, time.monotonic() - begin, lines[-1][:150] if lines else "")
 
