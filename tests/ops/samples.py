@@ -5,16 +5,19 @@ from collections.abc import Callable, Iterator
 import lowbit.reference as ref
 import numpy as np
 import torch
+from lowbit.reference import fp_layout, layout
 from torch import Tensor
 
 from tests.oracle import attention, cases, codec, compare, fp4, fused, minifloat
 from tests.oracle import hadamard as had
 from tests.oracle import ops as oracle
 
+from .device import KEY
 from .support import OPS, linear_call
 from .test_dynamic_linear import Case, make
 
 Sample = tuple[tuple, object]  # arguments, expected result
+ON_CARD = KEY == "CUDA"  # whose weights have a layout of their own
 
 
 def _x(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -36,17 +39,22 @@ def _unpack() -> Iterator[Sample]:
 
 
 def _prepack_int4() -> Iterator[Sample]:
-    yield (torch.from_numpy(codec.pack_nibbles(_q(17, 10))),), codec.write_int4_tiles(_q(17, 10))
+    packed = torch.from_numpy(codec.pack_nibbles(_q(17, 10)))
+    want = layout.prepack_int4_blocks(packed).numpy() if ON_CARD else codec.write_int4_tiles(_q(17, 10))
+    yield (packed,), want
 
 
 def _prepack_int8() -> Iterator[Sample]:
     q = _q(17, 10, low=-128, high=127)
-    yield (torch.from_numpy(q),), codec.write_int8_tiles(q)
+    x = torch.from_numpy(q)
+    yield (x,), layout.prepack_int8_blocks(x).numpy() if ON_CARD else codec.write_int8_tiles(q)
 
 
 def _prepack_scale() -> Iterator[Sample]:
     s = np.random.default_rng(0).integers(1, 17, (17, 3)).astype(np.uint8)
-    yield (torch.from_numpy(s),), codec.write_group_scale_tiles(s)
+    x = torch.from_numpy(s)
+    want = layout.prepack_group_scale_blocks(x).numpy() if ON_CARD else codec.write_group_scale_tiles(s)
+    yield (x,), want
 
 
 def _quantize(bits: int) -> Callable[[], Iterator[Sample]]:
@@ -79,7 +87,14 @@ def _hadamard_quantize() -> Iterator[Sample]:
 
 def _linear(weight_bits: int) -> Callable[[], Iterator[Sample]]:
     def samples() -> Iterator[Sample]:
-        for case in list(cases.linear_cases(weight_bits))[2:50:9]:
+        many = [  # rows: wgmma on a Hopper
+            cases.LinearCase(70, 72, 160, "int4" if weight_bits == 4 else "int8", weight_bits, None, True),
+            cases.LinearCase(130, 40, 96, "int8", weight_bits, None, False),
+        ]
+        if weight_bits == 4:
+            many.append(cases.LinearCase(70, 72, 160, "int8", 4, 32, True))
+            many.append(cases.LinearCase(130, 40, 264, "int8", 4, 128, False, out_dtype="bfloat16"))
+        for case in list(cases.linear_cases(weight_bits))[2:50:9] + many:
             call = linear_call(case)
             if call.expected.size:
                 yield tuple(call.args), call.expected
@@ -148,19 +163,24 @@ _FP_CASES = (
     minifloat.Case(3, 20, 72, "e3m2", 32, "float16", True, values="integers"),
     minifloat.Case(2, 33, 70, "e2m1", None, "bfloat16", values="integers", batch=(2,)),
     minifloat.Case(5, 16, 130, "int4", 64, "float16", values="integers"),
+    # wgmma on a Hopper
+    minifloat.Case(70, 72, 136, "e2m3", None, "bfloat16", values="integers"),
+    minifloat.Case(70, 40, 128, "e2m1", 32, "float16", values="integers"),
 )
 
 
 def _prepack_fp_weight() -> Iterator[Sample]:
     for case in _FP_CASES:
         packed = torch.from_numpy(minifloat.pack(minifloat.data(case).codes, case.format))
-        yield (packed, case.format, case.k), ref.prepack_fp_weight(packed, case.format, case.k).numpy()
+        args = (packed, case.format, case.k)
+        yield args, (fp_layout.prepack_fp_blocks if ON_CARD else ref.prepack_fp_weight)(*args).numpy()
 
 
 def _prepack_fp_group_scale() -> Iterator[Sample]:
     for case in (_FP_CASES[0], _FP_CASES[2]):
         scale = torch.from_numpy(minifloat.data(case).group_scale)
-        yield (scale,), ref.prepack_fp_group_scale(scale).numpy()
+        want = (fp_layout.prepack_fp_scale_blocks if ON_CARD else ref.prepack_fp_group_scale)(scale)
+        yield (scale,), want.numpy()
 
 
 def _fp_linear() -> Iterator[Sample]:
