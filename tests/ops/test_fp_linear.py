@@ -1,5 +1,6 @@
 """fp_linear: exact where sums are exact, within the derived bound elsewhere, the same bits on every ISA."""
 
+import dataclasses
 import itertools
 
 import lowbit.ops
@@ -12,16 +13,28 @@ from tests.oracle import compare, minifloat
 
 from .support import CPU_ONLY, ISAS, ON_CPU, OPS, assert_unchanged, set_isa, snapshot, stored, tensor
 
+WIDEST = "float32" if ON_CPU else "float16"  # of the activations that the device takes, the most exact
+LARGEST = "float32" if ON_CPU else "bfloat16"  # and the one of the widest range
+
+
+def here(case: minifloat.Case) -> minifloat.Case:
+    return dataclasses.replace(case, dtype=WIDEST) if case.dtype == "float32" else case
+
+
 CASES = [
-    *minifloat.cases(),
+    *map(here, minifloat.cases()),
+    *(  # on a Hopper: wgmma, without groups and with
+        minifloat.Case(70 + i, 90, 264, fmt, group, ("float16", "bfloat16")[i % 2], i % 3 == 0)
+        for i, (fmt, group) in enumerate(itertools.product(minifloat.FORMATS, (None, 32, 64)))
+    ),
     minifloat.Case(70, 40, 256, "int4", 128, "bfloat16"),  # on a Hopper: wgmma with groups
     minifloat.Case(1030, 70, 264, "e2m3", 32, "float16", True),  # on any card: torch's matmul
 ]
 BASE = [
-    minifloat.Case(9, 37, 130, "e3m2", None, "float32", True),
-    minifloat.Case(9, 37, 130, "e2m3", 32, "float32"),
+    minifloat.Case(9, 37, 130, "e3m2", None, WIDEST, True),
+    minifloat.Case(9, 37, 130, "e2m3", 32, WIDEST),
     minifloat.Case(34, 70, 1100, "e2m1", 64, "bfloat16", True),
-    minifloat.Case(11, 40, 256, "int4", 128, "float32"),
+    minifloat.Case(11, 40, 256, "int4", 128, WIDEST),
 ]
 
 
@@ -115,11 +128,11 @@ def test_every_code_at_every_place(isa):
     for name in minifloat.FORMATS:
         count = 1 << minifloat.BITS[name]
         codes = (np.arange(count)[:, None] + np.arange(16)) % count
-        case = minifloat.Case(16, count, 16, name)
+        case = minifloat.Case(16, count, 16, name, None, WIDEST)
         d = minifloat.Data(np.eye(16, dtype=np.float32), codes.astype(np.uint8), np.ones(count, np.float32),
                            None, None)  # fmt: skip
         want = minifloat.TABLES[name][codes].T.astype(np.float32)
-        compare.exact(OPS.fp_linear(*arguments(case, d)), want)
+        compare.exact(OPS.fp_linear(*arguments(case, d)), torch.from_numpy(want).to(getattr(torch, WIDEST)))
 
 
 def test_extreme_scales(isa):
@@ -131,7 +144,7 @@ def test_extreme_scales(isa):
         x = np.zeros((1, 160), np.float32)
         x[0, 32 * g] = 1.0
         d = minifloat.Data(x, codes, np.ones(1, np.float32), scale, None)
-        y = OPS.fp_linear(*arguments(minifloat.Case(1, 1, 160, "e2m3", 32), d))
+        y = OPS.fp_linear(*arguments(minifloat.Case(1, 1, 160, "e2m3", 32, LARGEST), d))
         # the power of two that fp16 lends the codes is given back after the scale, so the smallest underflow
         want = float(np.float32(2.0 ** (int(scale[0, g]) - 127 - 14))) * 2.0**14
         assert float(y) == want
@@ -141,12 +154,13 @@ def test_extreme_scales(isa):
 def test_activations_of_any_size(power, isa):
     """Whole numbers times a power of two: exact, though the way through bf16 serves a part of the range."""
     for fmt, group in (("e3m2", None), ("e2m3", 32), ("e2m1", None)):
-        case = minifloat.Case(3, 40, 96, fmt, group, values="integers")
+        case = minifloat.Case(3, 40, 96, fmt, group, LARGEST, values="integers")
         d = minifloat.data(case)
         d.w_scale[:] = 1
         want, _ = minifloat.expected(case, d)
         d.x = (d.x * 2.0**power).astype(np.float32)
-        compare.exact(OPS.fp_linear(*arguments(case, d)), (want * 2.0**power).astype(np.float32))
+        want = torch.from_numpy(want * 2.0**power).float().to(getattr(torch, LARGEST))
+        compare.exact(OPS.fp_linear(*arguments(case, d)), want)
 
 
 def good(**changes) -> dict:
@@ -219,7 +233,7 @@ def test_gradient_is_exact():
 
 
 def test_threads_change_nothing(isa):
-    case = minifloat.Case(5, 1030, 512, "e3m2", 64)
+    case = minifloat.Case(5, 1030, 512, "e3m2", 64, WIDEST)
     args, results = arguments(case, minifloat.data(case)), []
     before = torch.get_num_threads()
     for threads in (1, 2, 3):

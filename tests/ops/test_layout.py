@@ -92,17 +92,13 @@ def test_shapes_of_a_card_s_blocks_are_known_without_one(n, k):
     want = [fp_layout.prepack_fp_blocks(c, f, k).shape for f, c in codes.items()]
     want += [fp_layout.prepack_fp_scale_blocks(scales).shape]
     want += [layout.prepack_int4_blocks(codes["e2m1"]).shape, layout.prepack_group_scale_blocks(scales).shape]
+    ops = torch.ops.lowbit
     with FakeTensorMode():
-        got = [
-            OPS.prepack_fp_weight(torch.empty(c.shape, dtype=c.dtype, device="cuda"), f, k).shape
-            for f, c in codes.items()
-        ]
+        fake = {f: torch.empty(c.shape, dtype=c.dtype, device="cuda") for f, c in codes.items()}
         on_card = torch.empty(scales.shape, dtype=torch.uint8, device="cuda")
-        got += [OPS.prepack_fp_group_scale(on_card).shape]
-        got += [
-            OPS.prepack_int4_weight(torch.empty(codes["e2m1"].shape, dtype=torch.uint8, device="cuda")).shape,
-            OPS.prepack_group_scale(on_card).shape,
-        ]
+        got = [ops.prepack_fp_weight(c, f, k).shape for f, c in fake.items()]
+        got += [ops.prepack_fp_group_scale(on_card).shape]
+        got += [ops.prepack_int4_weight(fake["e2m1"]).shape, ops.prepack_group_scale(on_card).shape]
     assert got == want
 
 
