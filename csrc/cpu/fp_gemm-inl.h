@@ -116,6 +116,7 @@ static void fp_multiply(const FpWork& w, int64_t begin, int64_t end, const float
         arrange(w.scale ? zeros() : load_wide(total + (r * kTilesInCache + t) * fp_tile::kN), acc[r][t]);
     const uint8_t* tile = w.weight + first * w.tile_bytes;
     for (int64_t k8 = first; k8 < last; ++k8, tile += w.tile_bytes, x += fp_tile::kK * R) {
+      if constexpr (R <= kFewRows) prefetch_tiles<T>(tile, w.tile_stride, w.tile_bytes);
       fp_step<D, 0>(acc, tile, w.tile_stride, x);
       fp_step<D, 1>(acc, tile, w.tile_stride, x);
       fp_step<D, 2>(acc, tile, w.tile_stride, x);
