@@ -176,23 +176,25 @@ def _filled_cache(fused: FusedDecoder, batch: int, context: int) -> FusedCache:
     for seq in cache.sequences:
         cache.pages.slots(seq, context)
     for layer in range(cache.pages.layers):
-        key_codes, key_params, value_codes, value_params = cache.pages.caches(layer)
-        for codes, params in ((key_codes, key_params), (value_codes, value_params)):
-            codes.random_(0, 256)
-            params[..., 0], params[..., 1] = 0.2, -1.5  # code * 0.2 - 1.5
+        for pool in cache.pages.caches(layer):
+            if pool.dtype == torch.uint8:
+                pool.random_(0, 256)
+            elif fused.quantized_cache:
+                pool[..., 0], pool[..., 1] = 0.2, -1.5  # code * 0.2 - 1.5
+            else:
+                pool.normal_()
     return cache
 
 
 def _slots(cache: FusedCache) -> int:
     """Tokens that the pool has room for."""
-    codes = cache.pages.caches(0)[0]
-    return codes.shape[0] * codes.shape[2]
+    return cache.pages.caches(0)[0].shape[0] * cache.pages.page
 
 
 def _fused_bytes(fused: FusedDecoder, head: nn.Module | None) -> int:
     """Of the weights that a step reads."""
     products = [p for layer in fused.layers for p in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-    total = sum(p.tiles.nbytes + p.w_scale.nbytes for p in products)
+    total = sum(p.nbytes() for p in products)
     if head is not None:
         codes = getattr(head, "_tiles", None)
         total += (head.weight if codes is None else codes).nbytes

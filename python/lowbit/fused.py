@@ -156,6 +156,10 @@ class Product:
         """[T, N] of y [T, K], or of its codes and scales, + residual [T, N]."""
         raise NotImplementedError
 
+    def nbytes(self) -> int:
+        """Of the weights and their scales, as a call reads them."""
+        raise NotImplementedError
+
 
 class FloatProduct(Product):
     """Of layers that take floats: one layer where they can be merged, else each by itself."""
@@ -188,6 +192,10 @@ class FloatProduct(Product):
 
     def behind_attention(self, y: Tensor, residual: Tensor) -> Tensor:
         return residual + self(y)
+
+    def nbytes(self) -> int:
+        parts = (t for m in self.layers for t in (m._tiles, m.weight_scale, m._group_tiles))
+        return sum(t.nbytes for t in parts if t is not None)
 
 
 class CodedProduct(Product):
@@ -229,6 +237,9 @@ class CodedProduct(Product):
         return ops.int4_linear(
             q, scale, self.tiles, self.w_scale, self.group_scale, self.bias, dtype, residual
         )
+
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.tiles, self.w_scale, self.group_scale) if t is not None)
 
     def behind_norm(self, h: Tensor) -> Tensor:
         return self(*self.coder.norm(h, self.gain, self.eps), h.dtype)

@@ -236,6 +236,8 @@ def _weight_only() -> dict[str, Recipe]:
                 f"{name} weighted w4a16 g{g}": replace(grouped, weight_method="rtn-weighted"),
                 f"{name} gptq w4a16 g{g}": replace(grouped, weight_method="gptq"),
             }
+    for name in ("fp6 gptq e2m3", "fp4 gptq w4a16 g32"):
+        recipes[f"{name} +head8"] = replace(recipes[name], head_bits=8)
     recipes["mxfp6"] = replace(fp6, group_size=32, scale_format="mx")
     recipes["mxfp4"] = replace(fp4, group_size=32, scale_format="mx")
     return recipes
