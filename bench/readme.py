@@ -24,9 +24,10 @@ OPTIONS = (
 FLOATS = (
     "fp6 e3m2", "fp6 e2m3", "fp6 gptq e3m2", "fp6 gptq e2m3", "zeroquant fp6", "mxfp6", "fp4 w4a16",
     "int4 w4a16", "fp4 w4a16 g32", "int4 w4a16 g32", "fp4 weighted w4a16 g32", "int4 weighted w4a16 g32",
-    "llm-fp4 w4a16 g32", "fp4 gptq w4a16 g32", "int4 gptq w4a16 g128", "mxfp4", "llm-fp4 w4a16",
-    "llm-fp4 w4a8", "llm-fp4 w4a4 pre-shift", "llm-fp4 w4a4 no-pre-shift", "llm-fp4 w4a4kv4 pre-shift",
-    "quarot llm-fp4 w4a4kv4", "quarot llm-fp4 gptq w4a4kv4",
+    "llm-fp4 w4a16 g32", "fp4 gptq w4a16 g32", "int4 gptq w4a16 g128", "fp6 gptq e2m3 +head8",
+    "fp4 gptq w4a16 g32 +head8", "mxfp4", "llm-fp4 w4a16", "llm-fp4 w4a8", "llm-fp4 w4a4 pre-shift",
+    "llm-fp4 w4a4 no-pre-shift", "llm-fp4 w4a4kv4 pre-shift", "quarot llm-fp4 w4a4kv4",
+    "quarot llm-fp4 gptq w4a4kv4",
 )  # fmt: skip
 STATIC = (
     "quarot gptq w4a4kv4", "quarot gptq w4a4kv4 +shift", "mergequant w4a4", "mergequant w4a4 no-split",
