@@ -256,13 +256,25 @@ def test_a_padded_batch_writes_what_its_rows_write_alone(method):
 
 
 @pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0], FLOATS[0]])
-def test_beam_search_and_sampling_run(method):
-    model = quantized(method=method)
+def test_beams_score_what_their_tokens_score_alone(method):
+    """A beam that has changed places goes on with its own past."""
+    model = lowbit.fuse(quantized(method=method))
     ids = token_ids(2, 9)
-    settings = dict(max_new_tokens=6, num_beams=3, do_sample=False, pad_token_id=0)
-    want = model.generate(ids, past_key_values=own_cache(model), **settings)
-    lowbit.fuse(model)
-    assert torch.equal(model.generate(ids, **settings), want)
+    settings = dict(max_new_tokens=6, num_beams=3, num_return_sequences=3, do_sample=False, pad_token_id=0)
+    beams = model.generate(ids, output_scores=True, return_dict_in_generate=True, **settings)
+    assert (beams.beam_indices[:, 1:] != beams.beam_indices[:, :-1]).any()  # they did change places
+    for tokens, score in zip(beams.sequences, beams.sequences_scores, strict=True):
+        cache, step, alone = None, tokens[None, :9], 0.0
+        for token in tokens[9:]:
+            with torch.no_grad():
+                out = model(step, past_key_values=cache, use_cache=True)
+            cache, step = out.past_key_values, token.view(1, 1)
+            alone += float(out.logits[0, -1].log_softmax(-1)[token])
+        assert abs(alone / 6 - float(score)) < 1e-4
+
+
+def test_sampling_runs():
+    model, ids = lowbit.fuse(quantized()), token_ids(2, 9)
     torch.manual_seed(0)
     assert model.generate(ids, max_new_tokens=6, do_sample=True, pad_token_id=0).shape == (2, 15)
 
