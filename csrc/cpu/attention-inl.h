@@ -7,22 +7,19 @@
 // nibbles, on every instruction set, and fused multiply-adds: the same bits everywhere.
 #pragma once
 
-#include "exp-inl.h"
 #include "hadamard-inl.h"
+#include "split_softmax-inl.h"
 
 namespace lowbit::cpu::LOWBIT_ISA {
 
-constexpr int64_t kMaxQuery = 512, kWordBytes = 32, kBlockCodes = 64;  // a register of words
-constexpr int kHeadsAtOnce = 4;
+constexpr int64_t kWordBytes = 32, kBlockCodes = 64;  // a register of words
 constexpr float kNibbleScale[4] = {1.f, 1.f / 16, 1.f / 256, 1.f / 4096};
 
 static inline int64_t code_blocks(int64_t d) { return (d + kBlockCodes - 1) / kBlockCodes; }
 
-// Result of a split for one query head: max and sum of the probabilities, then the weighted values,
-// unordered.
-constexpr int64_t kPartialHead = 16;
+// The weighted values of a split are unordered.
 static int64_t kv4_partial_floats(const Kv4AttentionParams& p) {
-  return kPartialHead + kBlockCodes * code_blocks(p.cache.d);
+  return kKvPartialHead + kBlockCodes * code_blocks(p.cache.d);
 }
 
 // Element d of a vector is in block d / 64, word d / 4 % 16, nibble d % 4; blocks hold [nibble][word].
@@ -60,19 +57,6 @@ struct KvSplit {
 struct KvPrefix {
   int64_t count, stride;  // floats between tokens
   const float *key, *value;
-};
-
-// Sixteen lanes, token i in lane i % 16
-struct Lanes {
-  V v[16 / kLanes];
-  Lanes() {
-    for (V& x : v) x = set1(0.f);
-  }
-  float sum() const {
-    alignas(64) float t[16];
-    for (int i = 0; i < 16; i += kLanes) store(t + i, v[i / kLanes]);
-    return neighbour_sum(t, 16);
-  }
 };
 
 template <bool kKeys>
@@ -141,34 +125,16 @@ static void score_split(const KvSplit& s, const float* q, int64_t blocks, const 
   }
 }
 
-// score[t] -> weight[t] = exp(score[t] - max) * scale[t]; sums of the probabilities and of the weighted
-// zeros. exact[t] of the prefix -> exp(exact[t] - max), added to the sum one by one.
-static inline void softmax(const KvSplit& s, float* score, float* exact, int64_t prefix, float* most,
-                           float* sum, float* zero) {
-  const int64_t padded = (s.tokens + 15) / 16 * 16;
-  for (int64_t t = s.tokens; t < padded; ++t) score[t] = score[0];
-  V top = set1(-__builtin_inff());
-  for (int64_t t = 0; t < padded; t += kLanes) top = max(top, load(score + t));
-  *most = lane_max(top);
-  for (int64_t t = 0; t < prefix; ++t) *most = exact[t] > *most ? exact[t] : *most;
-  for (int64_t t = 0; t < padded; t += kLanes)
-    store(score + t, exponential(sub(load(score + t), set1(*most))));
-  for (int64_t t = s.tokens; t < padded; ++t) score[t] = 0.f;
-  Lanes total, zeros;
-  for (int64_t t = 0; t < padded; t += 16)
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; i += kLanes) {
-      const V x = load(score + t + i);
-      total.v[i / kLanes] = add(total.v[i / kLanes], x);
-      zeros.v[i / kLanes] = add(zeros.v[i / kLanes], mul(x, load(s.zero + t + i)));
-      store(score + t + i, mul(x, load(s.scale + t + i)));
-    }
-  *sum = total.sum(), *zero = zeros.sum();
-  alignas(64) float lanes[kLanes];
-  for (int64_t t = 0; t < prefix; ++t) {
-    store(lanes, exponential(set1(exact[t] - *most)));
-    exact[t] = lanes[0], *sum = *sum + exact[t];
+// probability[t] -> weight[t] = probability[t] * scale[t]; gives the sum of the weighted zeros.
+static inline float weigh_params(const KvSplit& s, float* probability) {
+  Lanes zeros;
+  for (int64_t t = 0; t < s.tokens; t += kLanes) {
+    const V x = load(probability + t);
+    V& lanes = zeros.v[t % 16 / kLanes];
+    lanes = add(lanes, mul(x, load(s.zero + t)));
+    store(probability + t, mul(x, load(s.scale + t)));
   }
+  return zeros.sum();
 }
 
 // out[h] = sum over tokens of weight[h][t] * code[t], + zero[h]: kNibbles nibbles of each word of one block
@@ -206,7 +172,7 @@ static inline void weigh_block(const KvSplit& s, const uint8_t* const* codes, in
 template <int kHeads>
 static void weigh_split(const KvSplit& s, int64_t blocks, const float (*weight)[kKvSplit], const float* zero,
                         const uint8_t* pool_end, KvTail& tail, float* out, int64_t stride) {
-  constexpr int kNibbles = kKvNibbles[kHeads];
+  constexpr int kNibbles = kValueBlocks[kHeads];
   const uint8_t* codes[16];
   tail.used = 0;
   for (int r = 0; r < s.runs; ++r)
@@ -274,11 +240,14 @@ static void attend_heads(const Kv4AttentionParams& p, const KvPrefix& prefix, Kv
   read_params<true>(s);
   score_split<kHeads>(s, query, blocks, sum, p.cache.key_codes + pool, tail, weight);
   read_params<false>(s);
-  for (int h = 0; h < kHeads; ++h)
-    softmax(s, weight[h], exact[h], prefix.count, partial + h * stride, partial + h * stride + 1, zero + h);
-  weigh_split<kHeads>(s, blocks, weight, zero, p.cache.value_codes + pool, tail, partial + kPartialHead,
+  for (int h = 0; h < kHeads; ++h) {
+    float* result = partial + h * stride;
+    softmax(weight[h], s.tokens, exact[h], prefix.count, result, result + 1);
+    zero[h] = weigh_params(s, weight[h]);
+  }
+  weigh_split<kHeads>(s, blocks, weight, zero, p.cache.value_codes + pool, tail, partial + kKvPartialHead,
                       stride);
-  weigh_prefix(prefix, d, exact, kHeads, partial + kPartialHead, stride);
+  weigh_prefix(prefix, d, exact, kHeads, partial + kKvPartialHead, stride);
 }
 
 // The tokens of split `split` of sequence b, as runs of pages
@@ -297,59 +266,39 @@ static void find_split(const Kv4AttentionParams& p, int64_t b, int64_t split, in
 
 template <class T>
 static void kv4_attend_typed(const Kv4AttentionParams& p, int64_t begin, int64_t end) {
-  const int64_t kv_heads = p.cache.kv_heads, group = p.heads / kv_heads, stride = kv4_partial_floats(p);
+  const int64_t d = p.cache.d, stride = kv4_partial_floats(p), of_token = p.cache.kv_heads * d;
   KvSplit s;
   KvTail tail;
-  int64_t b = 0;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t split = item / kv_heads, head = item % kv_heads;
-    while (p.first_split[b + 1] <= split) ++b;
-    find_split(p, b, split - p.first_split[b], head, s);
-    const int64_t d = p.cache.d;
-    KvPrefix prefix{};
-    if (p.prefix && split == p.first_split[b])
-      prefix = {p.prefix, kv_heads * d, p.prefix_key + head * d, p.prefix_value + head * d};
-    for (int64_t h = 0; h < group; h += kHeadsAtOnce) {
-      const int64_t first = head * group + h;
-      const T* q = static_cast<const T*>(p.q) + (b * p.heads + first) * d;
-      float* partial = p.partial + (split * p.heads + first) * stride;
-      if (group - h >= 4) attend_heads<4>(p, prefix, s, tail, q, partial);
-      else if (group - h == 3) attend_heads<3>(p, prefix, s, tail, q, partial);
-      else if (group - h == 2) attend_heads<2>(p, prefix, s, tail, q, partial);
-      else attend_heads<1>(p, prefix, s, tail, q, partial);
-    }
-  }
+  KvPrefix prefix;
+  each_item(
+      p, begin, end,
+      [&](int64_t b, int64_t split, int64_t head) {
+        find_split(p, b, split, head, s);
+        prefix = {};
+        if (p.prefix && split == 0)
+          prefix = {p.prefix, of_token, p.prefix_key + head * d, p.prefix_value + head * d};
+      },
+      [&](auto heads, int64_t at, int64_t result) {
+        attend_heads<heads.value>(p, prefix, s, tail, static_cast<const T*>(p.q) + at * d,
+                                  p.partial + result * stride);
+      });
 }
 
-// y = sum over splits of exp(max - largest max) * values, over the same of the sums; zeros without tokens
+// y = the merged splits, from the order of the words to that of the head; zeros without tokens
 template <class T>
 static void kv4_merge_typed(const Kv4AttentionParams& p, int64_t begin, int64_t end) {
-  const int64_t d = p.cache.d, stride = kv4_partial_floats(p), size = stride - kPartialHead;
-  alignas(64) float acc[kMaxQuery], y[kMaxQuery + 16], t[kLanes];
+  const int64_t d = p.cache.d, stride = kv4_partial_floats(p), size = stride - kKvPartialHead;
+  alignas(64) float acc[kMaxQuery], y[kMaxQuery + 16];
   for (int64_t r = begin; r < end; ++r) {
     const int64_t b = r / p.heads, splits = p.first_split[b + 1] - p.first_split[b];
     const float* partial = p.partial + (p.first_split[b] * p.heads + r % p.heads) * stride;
-    float most = -__builtin_inff(), sum = 0.f;
-    for (int64_t s = 0; s < splits; ++s)
-      most = partial[s * p.heads * stride] > most ? partial[s * p.heads * stride] : most;
-    for (int64_t i = 0; i < size; i += kLanes) store(acc + i, set1(0.f));
-    for (int64_t s = 0; s < splits; ++s, partial += p.heads * stride) {
-      const V factor = exponential(set1(partial[0] - most));
-      store(t, factor);
-      sum = sum + t[0] * partial[1];
-      for (int64_t i = 0; i < size; i += kLanes)
-        store(acc + i, add(load(acc + i), mul(factor, load(partial + kPartialHead + i))));
-    }
-    const V inv = set1(splits ? 1.f / sum : 0.f);
+    const float inverse = merge_splits(partial, splits, p.heads * stride, size, acc);
     for (int64_t i = 0; i < size; i += 16) {
       float lanes[16];
       store_wide(lanes, in_order(load_split(acc + i)));
       for (int k = 0; k < 16; ++k) y[i / kBlockCodes * kBlockCodes + 4 * k + i / 16 % 4] = lanes[k];
     }
-    T* to = static_cast<T*>(p.y) + r * d;
-    int64_t i = 0;
-    for (; i + kLanes <= d; i += kLanes) store(to + i, mul(load(y + i), inv));
-    if (i < d) store_some(to + i, mul(load(y + i), inv), d - i);
+    store_merged(static_cast<T*>(p.y) + r * d, y, d, inverse);
   }
 }
 

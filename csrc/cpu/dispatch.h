@@ -87,7 +87,8 @@ struct GemmParams {
   int32_t* panels;  // workspace of gemm_panel_words(p) words, 64-byte aligned
 };
 
-// y[m, n] = (sum_k x[m, k] value(weight[n, k])) * w_scale[n] (+ bias[n]), groups weighted by their scales
+// y[m, n] = (sum_k x[m, k] value(weight[n, k])) * w_scale[n] (+ bias[n]) (+ residual[m, n]), groups weighted
+// by their scales
 struct FpGemmParams {
   int64_t m, n, k;
   Format format;
@@ -98,10 +99,11 @@ struct FpGemmParams {
   DType dtype;    // of x and y
   const void* x;  // [m, k]
   const float* w_scale;
-  const float* bias;  // [n] or null
-  void* y;            // [m, n]
-  float* panels;      // workspace of m * k floats, k rounded up to 8: rows by kFpRows, [k][row]
-  bool split;         // go through bf16: only where fp_prefers_split and every fp_pack agreed
+  const float* bias;     // [n] or null
+  const void* residual;  // [m, n] of dtype or null
+  void* y;               // [m, n]
+  float* panels;         // workspace of m * k floats, k rounded up to 8: rows by kFpRows, [k][row]
+  bool split;            // go through bf16: only where fp_prefers_split and every fp_pack agreed
 };
 
 // codes[i] = nearest code of a minifloat to x[i]
@@ -129,6 +131,7 @@ struct RowCodesParams {
   const int32_t* index;       // [k] in 0..n-1, or null: k = n
   const float* inverse_step;  // [k] or null
   const float* shift;         // [k] or null
+  bool floats;                // no codes: the values [rows, k] in the dtype of x; what follows is not read
   int bits;                   // 4: nibbles [rows, ceil(k / 2)]; 8: int8 [rows, k]
   bool static_scale;          // else per token, as QuantizeParams
   float clip;                 // per token only
@@ -173,24 +176,38 @@ struct Kv4AppendParams {
 };
 
 // RMSNorm of each q and k head, RoPE of the first `rotary` elements, one rounding to dtype; k and v are
-// appended.
-struct Kv4RopeParams {
-  Kv4AppendParams append;  // without key and value
-  const void* qkv;         // [T, (heads + 2 kv_heads) d]; the rows are its heads
-  int64_t heads, rotary;
+// appended to a cache.
+struct KvRopeParams {
+  DType dtype;
+  const void* qkv;  // [T, (heads + 2 kv_heads) d]; the rows are its heads
+  int64_t heads, kv_heads, d, rotary;
   const float *cos, *sin;        // [T, rotary]
   const float *q_norm, *k_norm;  // [d] or null: no norm
   float eps;
-  bool transform_q;  // q gets the transform of the keys
-  void *q, *k, *v;   // [T, heads, d], [T, kv_heads, d]; k and v may be null
+  const int64_t* slots;  // [T], negative: skipped
+  void *q, *k, *v;       // [T, heads, d], [T, kv_heads, d]; k and v may be null
+};
+struct Kv4RopeParams : KvRopeParams {
+  Kv4AppendParams append;  // what becomes of a head: cache, transform and clip
+  bool transform_q;        // q gets the transform of the keys
+};
+
+// Keys and values as they are: dtype [pages, page, kv_heads, d]. Slots as in Kv4Pages.
+struct KvFloatPages {
+  void *key, *value;
+  int64_t pages, kv_heads, page, d;
+};
+struct KvFloatRopeParams : KvRopeParams {
+  KvFloatPages cache;
 };
 
 // Attention of one query token per sequence. A sequence is cut into splits of kKvSplit tokens; every split
 // leaves a partial result, and merging them is a step of its own.
 constexpr int64_t kKvSplit = 256;
 constexpr int64_t kKvPrefix = 16;  // exact tokens, at most
-struct Kv4AttentionParams {
-  Kv4Pages cache;
+template <class Pages>
+struct KvAttentionParams {
+  Pages cache;
   DType dtype;
   int64_t batch, heads;
   const void* q;               // [batch, heads, d]
@@ -200,11 +217,16 @@ struct Kv4AttentionParams {
   const int64_t* tokens;       // [batch]
   const int64_t* first_split;  // [batch + 1]: sequence b has splits first_split[b] .. first_split[b + 1]
   float softmax_scale;
+  float* partial;  // Kernels::*_partial_floats for every split and query head
+};
+// Result of a split for one query head: max and sum of the probabilities, then the weighted values.
+constexpr int64_t kKvPartialHead = 16;
+struct Kv4AttentionParams : KvAttentionParams<Kv4Pages> {
   // Exact tokens before those of every sequence: its first split, which it then always has, takes them too.
   const float *prefix_key, *prefix_value;  // [prefix, kv_heads, d]
   int64_t prefix;
-  float* partial;  // kv4_partial_floats for every split and query head
 };
+using KvFloatAttentionParams = KvAttentionParams<KvFloatPages>;  // of the dtype of the pages
 
 struct Kernels {
   const char* name;
@@ -235,6 +257,10 @@ struct Kernels {
   // items are splits times kv_heads; rows are sequences times heads
   void (*kv4_attend_items)(const Kv4AttentionParams&, int64_t item_begin, int64_t item_end);
   void (*kv4_merge_rows)(const Kv4AttentionParams&, int64_t row_begin, int64_t row_end);
+  void (*kv_rope_rows)(const KvFloatRopeParams&, int64_t row_begin, int64_t row_end);
+  int64_t (*kv_partial_floats)(const KvFloatAttentionParams&);
+  void (*kv_attend_items)(const KvFloatAttentionParams&, int64_t item_begin, int64_t item_end);
+  void (*kv_merge_rows)(const KvFloatAttentionParams&, int64_t row_begin, int64_t row_end);
 };
 
 struct Isa {

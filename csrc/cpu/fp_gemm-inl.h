@@ -1,6 +1,6 @@
-// Weight-only GEMM, y[m, n] = (sum_k x[m, k] value(w[n, k])) * w_scale[n] (+ bias[n]): 4- and 6-bit codes
-// become fp32 in registers, sums are fused multiply-adds in the order of k. Included once per instruction set
-// after its vec header.
+// Weight-only GEMM, y[m, n] = (sum_k x[m, k] value(w[n, k])) * w_scale[n] (+ bias[n]) (+ residual[m, n]): 4-
+// and 6-bit codes become fp32 in registers, sums are fused multiply-adds in the order of k. Included once per
+// instruction set after its vec header.
 //
 // Every output is one chain of fma over k (per group, then over the groups), so the bits do not depend on the
 // number of rows, of threads, or on the instruction set.
@@ -78,7 +78,7 @@ static inline void fp_step(typename D::Sum (&acc)[R][T], const uint8_t* tile, in
 #pragma GCC unroll 2
   for (int t = 0; t < T; ++t) {
     const auto w = weights<D, kStep>(tile + t * tile_stride);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) multiply_add(acc[r][t], w, x[kStep * R + r]);
   }
 }
@@ -109,14 +109,14 @@ static void fp_multiply(const FpWork& w, int64_t begin, int64_t end, const float
   for (int64_t first = begin; first < end;) {
     const int64_t last = w.scale && first + w.group_k8 < end ? first + w.group_k8 : end;
     typename D::Sum acc[R][T];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
       for (int t = 0; t < T; ++t)
         arrange(w.scale ? zeros() : load_wide(total + (r * kTilesInCache + t) * fp_tile::kN), acc[r][t]);
     const uint8_t* tile = w.weight + first * w.tile_bytes;
     for (int64_t k8 = first; k8 < last; ++k8, tile += w.tile_bytes, x += fp_tile::kK * R) {
-      if constexpr (R <= kFewRows) prefetch_tiles<T>(tile, w.tile_stride, w.tile_bytes);
+      prefetch_tiles<T>(tile, w.tile_stride, w.tile_bytes);
       fp_step<D, 0>(acc, tile, w.tile_stride, x);
       fp_step<D, 1>(acc, tile, w.tile_stride, x);
       fp_step<D, 2>(acc, tile, w.tile_stride, x);
@@ -129,7 +129,7 @@ static void fp_multiply(const FpWork& w, int64_t begin, int64_t end, const float
 #pragma GCC unroll 2
     for (int t = 0; t < T; ++t) {
       const Wide scale = w.scale ? group_scales(w, t, first / w.group_k8) : zeros();
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         float* sum = total + (r * kTilesInCache + t) * fp_tile::kN;
         if (w.scale) add_scaled(sum, lowered<D>(in_order(acc[r][t])), scale);
@@ -140,14 +140,14 @@ static void fp_multiply(const FpWork& w, int64_t begin, int64_t end, const float
   }
 }
 
-// Calls fp_multiply with the row count as a constant. One or two rows take two tiles at a time: their chains
-// of fma are too few to fill the pipes.
+// Calls fp_multiply with the row count as a constant. A few rows take two tiles at a time: their chains of
+// fma are too few to fill the pipes.
 template <class D, int R = kFpRows>
 static inline int fp_dispatch(int64_t rows, int64_t tiles, const FpWork& w, int64_t begin, int64_t end,
                               const float* x, float* total) {
   if constexpr (R > 0) {
     if (rows < R) return fp_dispatch<D, R - 1>(rows, tiles, w, begin, end, x, total);
-    if constexpr (R <= 2)
+    if constexpr (R <= kPairedRows)
       if (tiles >= 2) return fp_multiply<D, R, 2>(w, begin, end, x, total), 2;
     fp_multiply<D, R, 1>(w, begin, end, x, total);
   }
@@ -157,18 +157,21 @@ static inline int fp_dispatch(int64_t rows, int64_t tiles, const FpWork& w, int6
 template <class Out>
 static inline void fp_epilogue(const FpGemmParams& p, float lower, float power, const float* total, int64_t m,
                                int64_t n) {
-  // y = sum * (w_scale * power), + bias: powers of two are exact, so two roundings, then that of the store
-  float w_scale[16] = {}, bias[16] = {};
-  const int64_t valid = p.n - n < 16 ? p.n - n : 16;
-  for (int64_t i = 0; i < valid; ++i) w_scale[i] = p.w_scale[n + i] * power;
-  if (p.bias)
-    for (int64_t i = 0; i < valid; ++i) bias[i] = p.bias[n + i];
-  Out tail[16];
-  Out* y = static_cast<Out*>(p.y) + m * p.n + n;
+  // y = sum * (w_scale * power), + bias, + residual: powers of two are exact; each of the others is rounded,
+  // and then the result to its dtype
+  const int64_t valid = p.n - n < 16 ? p.n - n : 16, at = m * p.n + n;
+  float scales[16], biases[16];
+  Out residuals[16], tail[16];
+  const float* w_scale = channels(p.w_scale + n, valid, scales);
+  const float* bias = p.bias ? channels(p.bias + n, valid, biases) : nullptr;
+  const Out* residual =
+      p.residual ? channels(static_cast<const Out*>(p.residual) + at, valid, residuals) : nullptr;
+  Out* y = static_cast<Out*>(p.y) + at;
   Out* to = valid == 16 ? y : tail;
   for (int i = 0; i < 16; i += kLanes) {
-    V v = mul(mul(load(total + i), set1(lower)), load(w_scale + i));
-    if (p.bias) v = add(v, load(bias + i));
+    V v = mul(mul(load(total + i), set1(lower)), mul(load(w_scale + i), set1(power)));
+    if (bias) v = add(v, load(bias + i));
+    if (residual) v = add(v, load(residual + i));
     store(to + i, v);
   }
   if (valid < 16)

@@ -136,11 +136,17 @@ static inline const T* pick(const RowCodesParams& c, const T* from, float* to) {
   return y;
 }
 
-// Codes of row r from its values, which scaled(v, j, count) may first multiply.
-template <class T, class F>
+// Codes of row r from its values, which scaled(v, j, count) may first multiply. Out: of floats.
+template <class Out, class T, class F>
 static inline void write_row(const RowCodesParams& c, const T* values, int64_t r, const RowSpace& space,
                              const F& scaled) {
   values = pick(c, values, space.picked);
+  if (c.floats) {
+    Out* y = static_cast<Out*>(c.q) + r * c.k;
+    return each_register(c.k, [&](int64_t j, auto count) {
+      set_part(y + j, scaled(part(values + j, count), j, count), count);
+    });
+  }
   int8_t* q = c.bits == 4 ? space.codes : static_cast<int8_t*>(c.q) + r * c.k;
   const float *inverse_step = c.inverse_step, *shift = c.shift;
   I most = zero_bits();
@@ -168,9 +174,9 @@ static inline void write_row(const RowCodesParams& c, const T* values, int64_t r
   if (c.bits == 4) pack_nibbles(q, c.k, static_cast<uint8_t*>(c.q) + r * ((c.k + 1) / 2));
 }
 
-template <class T>
+template <class Out, class T>
 static inline void write_row(const RowCodesParams& c, const T* values, int64_t r, const RowSpace& space) {
-  write_row(c, values, r, space, [](V v, int64_t, auto) { return v; });
+  write_row<Out>(c, values, r, space, [](V v, int64_t, auto) { return v; });
 }
 
 template <class T>
@@ -186,9 +192,9 @@ struct StaticRow {
   template <class T>
   static inline void run(const FusedRowsParams& p, int64_t r, const RowSpace& space) {
     const T* x = static_cast<const T*>(p.x) + r * p.n;
-    if (!p.order) return write_row(p.codes, x, r, space);
+    if (!p.order) return write_row<T>(p.codes, x, r, space);
     transform(p, x, space);
-    write_row(p.codes, static_cast<const float*>(space.row), r, space);
+    write_row<T>(p.codes, static_cast<const float*>(space.row), r, space);
   }
 };
 
@@ -205,8 +211,8 @@ struct NormRow {
       return mul(s, s);
     });
     const V inv = set1(1.f / __builtin_sqrtf(squares / float(p.n) + p.eps)), offset = set1(p.gain_offset);
-    // an offset of 0 is added too: it changes no more than the sign of a zero, which codes do not have
-    write_row(p.codes, values, r, space, [&](V v, int64_t j, auto count) {
+    // an offset of 0 is added too: it changes no more than the sign of a weight of zero
+    write_row<T>(p.codes, values, r, space, [&](V v, int64_t j, auto count) {
       return mul(mul(v, inv), add(part(p.weight + j, count), offset));
     });
   }
@@ -225,7 +231,7 @@ struct GatedRow {
     if (p.gelu) gate<true>(x, p.n, space.row);
     else gate<false>(x, p.n, space.row);
     if (p.order) transform(p, static_cast<const float*>(space.row), space);
-    write_row(p.codes, static_cast<const float*>(space.row), r, space);
+    write_row<T>(p.codes, static_cast<const float*>(space.row), r, space);
   }
 };
 

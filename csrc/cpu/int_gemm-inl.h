@@ -74,9 +74,9 @@ static inline void half_step(typename Dot::Block (&acc)[R][T], const typename Do
     for (int t = 0; t < T; ++t) Dot::dot(acc[r][t], w[t], words + r * Dot::kWordsPerK4);
 }
 
-// Few rows read weights once, as fast as memory gives them; and where a tile is no longer than a page or two,
-// the hardware's prefetcher is always at its start. So the same k of the T tiles behind these is asked for.
-constexpr int kFewRows = 2;
+// Weights come from memory once, as fast as it gives them; and where a tile is no longer than a page or two,
+// the hardware's prefetcher is always at its start. So the same k of the T tiles behind these is asked for: a
+// line or two per 8 k, whatever the rows.
 template <int T>
 static inline void prefetch_tiles(const uint8_t* weight, int64_t tile_stride, int64_t tile_bytes) {
 #pragma GCC unroll 4
@@ -114,7 +114,7 @@ static void multiply_panel(const Work& w, int64_t begin, int64_t end, const int3
 
     const uint8_t* weight = w.weight + first * w.tile_bytes;
     for (int64_t k8 = first; k8 < last; ++k8, weight += w.tile_bytes, panel += 2 * kStep) {
-      if constexpr (R <= kFewRows) prefetch_tiles<T>(weight, w.b.k8 * w.tile_bytes, w.tile_bytes);
+      prefetch_tiles<T>(weight, w.b.k8 * w.tile_bytes, w.tile_bytes);
       half_step<Dot, 0>(acc, table, weight, w.b.k8 * w.tile_bytes, panel);
       half_step<Dot, 1>(acc, table, weight, w.b.k8 * w.tile_bytes, panel + kStep);
     }

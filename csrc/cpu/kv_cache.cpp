@@ -9,6 +9,7 @@ void add_kv_cache(Kernels& k) {
   k.kv4_dequantize_rows = kv4_dequantize_rows;
   k.kv4_append_rows = kv4_append_rows;
   k.kv4_rope_rows = kv4_rope_rows;
+  k.kv_rope_rows = kv_rope_rows;
 }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -1,5 +1,5 @@
-// Keys and values on their way into the paged cache: RMSNorm, RoPE and the keys' Hadamard, then
-// kv4_quantize's codes. Included once per instruction set.
+// Keys and values on their way into a paged cache: RMSNorm and RoPE; then the keys' Hadamard and
+// kv4_quantize's codes, or nothing. Included once per instruction set.
 #pragma once
 
 #include "exp-inl.h"
@@ -58,20 +58,21 @@ static inline void rotate_head(float* x, int64_t half, const float* cos, const f
   }
 }
 
-template <class T>
-static void kv4_rope_typed(const Kv4RopeParams& p, int64_t begin, int64_t end) {
-  const Kv4AppendParams& to = p.append;
-  const int64_t d = to.cache.d, kv_heads = to.cache.kv_heads, all = p.heads + 2 * kv_heads;
+// append(head, slot, kv_head, is_key) stores a head of k or v; query(head, to) one of q.
+template <class T, class Append, class Query>
+static void rope_typed(const KvRopeParams& p, int64_t begin, int64_t end, const Append& append,
+                       const Query& query) {
+  const int64_t d = p.d, kv_heads = p.kv_heads, all = p.heads + 2 * kv_heads;
   const size_t size = size_t(d) * sizeof(T);
-  alignas(64) float x[kHeadFloats], work[kHeadFloats];
-  alignas(64) T rounded[kHeadFloats], turned[kHeadFloats];
+  alignas(64) float x[kHeadFloats];
+  alignas(64) T rounded[kHeadFloats];
   for (int64_t r = begin; r < end; ++r) {
     const int64_t token = r / all, head = r % all, kv_head = (head - p.heads) % kv_heads;
     const T* from = static_cast<const T*>(p.qkv) + r * d;
-    const int64_t slot = to.slots[token];
+    const int64_t slot = p.slots[token];
     if (head >= p.heads + kv_heads) {
       if (p.v) __builtin_memcpy(static_cast<T*>(p.v) + (token * kv_heads + kv_head) * d, from, size);
-      kv4_append_head(to, from, slot, kv_head, false);
+      append(from, slot, kv_head, false);
       continue;
     }
     const bool is_query = head < p.heads;
@@ -82,15 +83,43 @@ static void kv4_rope_typed(const Kv4RopeParams& p, int64_t begin, int64_t end) {
     if (weight) norm_head(x, d, weight, p.eps);
     rotate_head(x, p.rotary / 2, p.cos + token * p.rotary, p.sin + token * p.rotary);
     for (i = 0; i < d; i += kLanes) store(rounded + i, load(x + i));
-    if (!is_query) {
-      if (p.k) __builtin_memcpy(static_cast<T*>(p.k) + (token * kv_heads + kv_head) * d, rounded, size);
-      kv4_append_head(to, rounded, slot, kv_head, true);
+    if (is_query) {
+      query(rounded, static_cast<T*>(p.q) + (token * p.heads + head) * d);
       continue;
     }
-    const bool turn = p.transform_q && to.key_block > 1;
-    if (turn) hadamard(rounded, turned, work, d, 1, to.key_block, nullptr, to.key_scale);
-    __builtin_memcpy(static_cast<T*>(p.q) + (token * p.heads + head) * d, turn ? turned : rounded, size);
+    if (p.k) __builtin_memcpy(static_cast<T*>(p.k) + (token * kv_heads + kv_head) * d, rounded, size);
+    append(rounded, slot, kv_head, true);
   }
+}
+
+template <class T>
+static void kv4_rope_typed(const Kv4RopeParams& p, int64_t begin, int64_t end) {
+  const Kv4AppendParams& to = p.append;
+  const bool turn = p.transform_q && to.key_block > 1;
+  alignas(64) float work[kHeadFloats];
+  alignas(64) T turned[kHeadFloats];
+  rope_typed<T>(
+      p, begin, end,
+      [&](const T* x, int64_t slot, int64_t head, bool is_key) {
+        kv4_append_head(to, x, slot, head, is_key);
+      },
+      [&](const T* x, T* q) {
+        if (turn) hadamard(x, turned, work, p.d, 1, to.key_block, nullptr, to.key_scale);
+        __builtin_memcpy(q, turn ? turned : x, size_t(p.d) * sizeof(T));
+      });
+}
+
+template <class T>
+static void kv_rope_typed(const KvFloatRopeParams& p, int64_t begin, int64_t end) {
+  const size_t size = size_t(p.d) * sizeof(T);
+  rope_typed<T>(
+      p, begin, end,
+      [&](const T* x, int64_t slot, int64_t head, bool is_key) {
+        if (slot < 0) return;
+        T* to = static_cast<T*>(is_key ? p.cache.key : p.cache.value);
+        __builtin_memcpy(to + (slot * p.kv_heads + head) * p.d, x, size);
+      },
+      [&](const T* x, T* q) { __builtin_memcpy(q, x, size); });
 }
 
 static void kv4_append_rows(const Kv4AppendParams& p, int64_t begin, int64_t end) {
@@ -100,9 +129,15 @@ static void kv4_append_rows(const Kv4AppendParams& p, int64_t begin, int64_t end
 }
 
 static void kv4_rope_rows(const Kv4RopeParams& p, int64_t begin, int64_t end) {
-  if (p.append.dtype == DType::f32) kv4_rope_typed<float>(p, begin, end);
-  if (p.append.dtype == DType::bf16) kv4_rope_typed<bf16>(p, begin, end);
-  if (p.append.dtype == DType::f16) kv4_rope_typed<f16>(p, begin, end);
+  if (p.dtype == DType::f32) kv4_rope_typed<float>(p, begin, end);
+  if (p.dtype == DType::bf16) kv4_rope_typed<bf16>(p, begin, end);
+  if (p.dtype == DType::f16) kv4_rope_typed<f16>(p, begin, end);
+}
+
+static void kv_rope_rows(const KvFloatRopeParams& p, int64_t begin, int64_t end) {
+  if (p.dtype == DType::f32) kv_rope_typed<float>(p, begin, end);
+  if (p.dtype == DType::bf16) kv_rope_typed<bf16>(p, begin, end);
+  if (p.dtype == DType::f16) kv_rope_typed<f16>(p, begin, end);
 }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -21,6 +21,17 @@ struct Lanes {
   T v[kCount];
 };
 
+static inline simde__m512 cvtph(simde__m256i h) {
+  return bits<simde__m512>(
+      Lanes<simde__m256, 2>{{simde_mm256_cvtph_ps(simde_mm256_castsi256_si128(h)),
+                             simde_mm256_cvtph_ps(simde_mm256_extracti128_si256(h, 1))}});
+}
+static inline simde__m256i cvtps(simde__m512 v) {  // to nearest
+  const auto half = bits<Lanes<simde__m256, 2>>(v);
+  return simde_mm256_set_m128i(simde_mm256_cvtps_ph(half.v[1], SIMDE_MM_FROUND_TO_NEAREST_INT),
+                               simde_mm256_cvtps_ph(half.v[0], SIMDE_MM_FROUND_TO_NEAREST_INT));
+}
+
 template <class To, class From, int kCount, class R, class A, class F>
 static inline R map(const A& a, F f) {
   const auto in = bits<Lanes<From, kCount>>(a);
@@ -31,6 +42,8 @@ static inline R map(const A& a, F f) {
 
 }  // namespace lowbit::cpu::simde_missing
 
+#define _mm512_cvtph_ps(h) (lowbit::cpu::simde_missing::cvtph(h))
+#define _mm512_cvtps_ph(v, rounding) (lowbit::cpu::simde_missing::cvtps(v))
 #define _mm512_cvtepu16_epi32(a)                                         \
   (lowbit::cpu::simde_missing::map<int32_t, uint16_t, 16, simde__m512i>( \
       (a), [](uint16_t x) { return int32_t(x); }))

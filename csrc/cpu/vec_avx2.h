@@ -83,8 +83,8 @@ static inline V butterfly_within(V x) {
   return add_signed(_mm256_permute2f128_ps(x, x, 0x01), _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1), x);
 }
 
-// Two registers to bf16, neighbours or not, for values computed from bf16: their NaN have low bits of zero and
-// survive the rounding, which spares the test.
+// Two registers to bf16, neighbours or not, for values computed from bf16: their NaN have low bits of zero
+// and survive the rounding, which spares the test.
 static inline __m256i round_two(V a, V b) {
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(round_bf16(a), round_bf16(b)), 0xD8);
 }
@@ -276,7 +276,7 @@ struct Int8Dot {
 
 // ---- weight-only GEMM: 16 channels of 16-bit words, and of fp32 ----
 
-constexpr int kFpRows = 4;
+constexpr int kFpRows = 4, kPairedRows = 2;
 using Half = __m256i;
 static inline Half load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 template <int kBits>
@@ -353,7 +353,7 @@ static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) { return bf16_to_float(x.bits); }
 static inline float to_float(f16 x) { return fp16_to_float(x.bits); }
 
-// ---- attention over 4-bit keys and values ----
+// ---- attention over keys and values ----
 
 // kLanes pairs of fp16, taken apart
 static inline void load_pairs(const uint16_t* p, V& first, V& second) {
@@ -389,6 +389,22 @@ static inline void lane_sums(const Split (&s)[4], float* sums) {
   const __m256 t = _mm256_hadd_ps(ab, cd);
   _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1)));
 }
-constexpr int kKvNibbles[5] = {0, 4, 2, 2, 1};  // of a word at a time, by heads: what 16 registers hold
+// lanes 0 .. 7 and 8 .. 15: the same sums
+static inline void lane_sums(const Wide (&s)[4], float* sums) {
+  const auto neighbours = [](const Wide& x, const Wide& y) {
+    const __m256 t = _mm256_hadd_ps(_mm256_hadd_ps(x.a, x.b), _mm256_hadd_ps(y.a, y.b));
+    return _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
+  };
+  _mm_storeu_ps(sums, _mm_hadd_ps(neighbours(s[0], s[1]), neighbours(s[2], s[3])));
+}
+static inline void multiply_add(Wide& acc, const Wide& a, const Wide& b) {
+  acc.a = _mm256_fmadd_ps(a.a, b.a, acc.a);
+  acc.b = _mm256_fmadd_ps(a.b, b.b, acc.b);
+}
+// sixteen elements, as what multiplies them fastest
+static inline Wide widen(const float* p) { return load_wide(p); }
+static inline Wide widen(const f16* p) { return from_fp16(load_half(p)); }
+static inline Split widen(const bf16* p) { return split_bf16(load_half(p)); }
+constexpr int kValueBlocks[5] = {0, 4, 2, 2, 1};  // of 16 values at a time, by heads: what 16 registers hold
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

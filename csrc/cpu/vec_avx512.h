@@ -37,11 +37,7 @@ static inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_
 static inline V load(const bf16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(p)), 16));
 }
-static inline V join(__m256 a, __m256 b) { return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1); }
-static inline V load_fp16(__m256i h) {
-  return join(_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)));
-}
-static inline V load(const f16* p) { return load_fp16(load256(p)); }
+static inline V load(const f16* p) { return _mm512_cvtph_ps(load256(p)); }
 static inline void store(bf16* p, V v) {
   const __m512i u = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
@@ -50,9 +46,7 @@ static inline void store(bf16* p, V v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
 }
 static inline void store(f16* p, V v) {
-  __m128i* out = reinterpret_cast<__m128i*>(p);
-  _mm_storeu_si128(out, _mm256_cvtps_ph(_mm512_castps512_ps256(v), _MM_FROUND_TO_NEAREST_INT));
-  _mm_storeu_si128(out + 1, _mm256_cvtps_ph(_mm512_extractf32x8_ps(v, 1), _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 static inline V set1(float x) { return _mm512_set1_ps(x); }
 static inline V add(V a, V b) { return _mm512_add_ps(a, b); }
@@ -220,7 +214,7 @@ struct Int8Dot {
 
 // ---- weight-only GEMM: 16 channels of 16-bit words, and of fp32 ----
 
-constexpr int kFpRows = 8;
+constexpr int kFpRows = 12, kPairedRows = 8;
 using Half = __m256i;
 static inline Half load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 template <int kBits>
@@ -234,7 +228,7 @@ static inline Half shift_right(Half h) {  // arithmetic
 static inline Half mask(Half h, int bits) { return _mm256_and_si256(h, _mm256_set1_epi16(short(bits))); }
 static inline Half either(Half a, Half b) { return _mm256_or_si256(a, b); }
 using Wide = __m512;
-static inline Wide from_fp16(Half h) { return load_fp16(h); }
+static inline Wide from_fp16(Half h) { return _mm512_cvtph_ps(h); }
 static inline Wide from_s16(Half h) { return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(h)); }
 static inline Wide from_e8m0(const uint8_t* p) {  // code 0 is 2^-127, an fp32 subnormal
   const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -257,13 +251,13 @@ static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) { return bf16_to_float(x.bits); }
 static inline float to_float(f16 x) { return fp16_to_float(x.bits); }
 
-// ---- attention over 4-bit keys and values ----
+// ---- attention over keys and values ----
 
 // kLanes pairs of fp16, taken apart
 static inline void load_pairs(const uint16_t* p, V& first, V& second) {
   const __m512i w = load512(p);
-  first = load_fp16(_mm512_cvtepi32_epi16(w));
-  second = load_fp16(_mm512_cvtepi32_epi16(_mm512_srli_epi32(w, 16)));
+  first = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(w));
+  second = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(w, 16)));
 }
 // 64 nibbles as 16 words of four. A Split has one float per word.
 using Words = __m512i;
@@ -289,6 +283,10 @@ static inline void lane_sums(const Split (&s)[4], float* sums) {
   const __m128 pairs_cd = _mm_add_ps(_mm256_castps256_ps128(cd), _mm256_extractf128_ps(cd, 1));
   _mm_storeu_ps(sums, _mm_hadd_ps(pairs_ab, pairs_cd));
 }
-constexpr int kKvNibbles[5] = {0, 4, 4, 4, 4};  // of a word at a time, by heads
+// sixteen elements
+static inline Wide widen(const float* p) { return load(p); }
+static inline Wide widen(const f16* p) { return load(p); }
+static inline Wide widen(const bf16* p) { return load(p); }
+constexpr int kValueBlocks[5] = {0, 4, 4, 4, 4};  // of 16 values at a time, by heads
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -142,7 +142,7 @@ struct Int8Dot {
 
 // ---- weight-only GEMM: 16 channels of 16-bit words, and of fp32 ----
 
-constexpr int kFpRows = 4;
+constexpr int kFpRows = 4, kPairedRows = 2;
 struct Half {
   uint16_t v[16];
 };
@@ -210,7 +210,7 @@ static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) { return bf16_to_float(x.bits); }
 static inline float to_float(f16 x) { return fp16_to_float(x.bits); }
 
-// ---- attention over 4-bit keys and values ----
+// ---- attention over keys and values ----
 
 // kLanes pairs of fp16, taken apart
 static inline void load_pairs(const uint16_t* p, V& first, V& second) {
@@ -245,6 +245,11 @@ static inline void lane_sums(const Split (&s)[4], float* sums) {
     sums[k] = v[0];
   }
 }
-constexpr int kKvNibbles[5] = {0, 4, 4, 4, 4};  // of a word at a time, by heads
+// sixteen elements
+template <class T>
+static inline Wide widen(const T* p) {
+  return each_wide([&](int n) { return load(p + n); });
+}
+constexpr int kValueBlocks[5] = {0, 4, 4, 4, 4};  // of 16 values at a time, by heads
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

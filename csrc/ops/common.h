@@ -179,6 +179,15 @@ inline OptTensor float_bias(const OptTensor& bias, int64_t n, const char* op) {
   return b;
 }
 
+// What is added to a result of this shape and dtype, contiguous.
+inline OptTensor residual_of(const char* op, const OptTensor& residual, const Shape& shape,
+                             ScalarType dtype) {
+  if (!residual) return std::nullopt;
+  check_dtype(*residual, dtype, op, "residual");
+  check_shape(*residual, shape, op, "residual");
+  return as_contiguous(*residual);
+}
+
 inline void check_clip(const char* op, double clip) {
   check(clip > 0 && clip <= 1, op, ": clip is ", clip, ", expected 0 < clip <= 1");
 }

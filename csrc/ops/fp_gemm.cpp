@@ -77,7 +77,7 @@ Tensor prepack_fp_group_scale(const Tensor& scale_in) {
 }
 
 Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view format, const Tensor& w_scale,
-                 const OptTensor& group_scale, const OptTensor& bias) {
+                 const OptTensor& group_scale, const OptTensor& bias, const OptTensor& residual_in) {
   constexpr const char* op = "fp_linear";
   const DType dtype = float_dtype(x_in.scalar_type(), op, "x");
   const Tensor x = as_contiguous(x_in);
@@ -85,6 +85,7 @@ Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view form
   const FpLayer layer(op, kCpuFpTiles, rows.length, weight, format, w_scale, group_scale, bias);
   Shape shape = shape_of(x);
   shape.back() = layer.n;
+  const OptTensor residual = residual_of(op, residual_in, shape, x.scalar_type());
   Tensor y = empty(shape, x.scalar_type());
   if (!rows.count || !layer.n) return y;
 
@@ -97,7 +98,8 @@ Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view form
   }
   p.dtype = dtype, p.x = x.const_data_ptr(), p.y = y.mutable_data_ptr();
   p.w_scale = static_cast<const float*>(layer.w_scale.const_data_ptr());
-  if (layer.bias) p.bias = static_cast<const float*>(layer.bias->const_data_ptr());
+  p.bias = floats(layer.bias);
+  if (residual) p.residual = residual->const_data_ptr();
 
   const cpu::Kernels& kernels = cpu::active();
   Workspace panels(p.m * ceil_div(p.k, fp_tile::kK) * fp_tile::kK * 4);

@@ -61,7 +61,7 @@ struct Call {
   }
 
   // x [m, k], contiguous but for rows that are padded to 16 bytes. The weight is decoded in the loop.
-  void multiply(const Tensor& x, Tensor& y) {
+  void multiply(const Tensor& x, const OptTensor& residual, Tensor& y) {
     gemm::Params p{};
     p.m = int32_t(m), p.n = int32_t(layer.n), p.k = int32_t(layer.k);
     p.weight = keep<uint8_t>(layer.weight), p.w_scale = keep<float>(layer.w_scale);
@@ -70,6 +70,7 @@ struct Call {
     p.scales = scales, p.group_shift = group_shift;
     const int64_t past = layer.k % 8 ? 8 - layer.k % 8 : 0;
     p.x = keep<uint8_t>(past ? torch::stable::pad(x, {0, past}) : x), p.x_stride = 2 * (layer.k + past);
+    if (residual) p.residual = keep<uint16_t>(*residual);
     p.y = y.mutable_data_ptr();
     const gemm::Choice c = gemm::choose(p.m, p.n, p.k, weight, layer.group != 0, on.device);
     p.factor = factor * gemm::factor_of(c.tile, weight, half, layer.group != 0);
@@ -82,9 +83,9 @@ struct Call {
     check_cuda(gemm::run(p, c, weight, half, layer.group != 0, on.stream), op);
   }
 
-  // Panel by panel of channels: the weight in fp16 or bf16, torch's matmul to fp32, scale and bias. The
-  // numbers are rounded where multiply() rounds them on wgmma.
-  void dequantize_and_multiply(const Tensor& x, Tensor& y) {
+  // Panel by panel of channels: the weight in fp16 or bf16, torch's matmul to fp32, scale, bias and residual.
+  // The numbers are rounded where multiply() rounds them on wgmma.
+  void dequantize_and_multiply(const Tensor& x, const OptTensor& residual, Tensor& y) {
     const ScalarType type = x.scalar_type();
     const int64_t row_bytes = 2 * layer.k, blocks = ceil_div(layer.n, fp_fragment::kN);
     int64_t per_panel = kPanelBytes / (row_bytes * fp_fragment::kN);
@@ -92,6 +93,7 @@ struct Call {
     const int64_t block_bytes = ceil_div(layer.k, fp_fragment::kK) * fp_fragment::block_bytes(weight);
     const uint8_t* const tiles = keep<uint8_t>(layer.weight);
     const uint8_t* const group_scale = layer.group ? keep<uint8_t>(*layer.group_scale) : nullptr;
+    const uint16_t* const add = residual ? keep<uint16_t>(*residual) : nullptr;
     const int64_t scale_bytes =
         layer.group ? layer.group_scale->size(1) * gemm::group_bytes(scales) : 0;  // of a block of channels
     for (int64_t block = 0; block < blocks; block += per_panel) {
@@ -113,6 +115,7 @@ struct Call {
       f.sum = static_cast<const float*>(sums.const_data_ptr());
       f.w_scale = static_cast<const float*>(layer.w_scale.const_data_ptr()) + first;
       if (layer.bias) f.bias = static_cast<const float*>(layer.bias->const_data_ptr()) + first;
+      if (add) f.residual = add + first;
       f.y = static_cast<uint16_t*>(y.mutable_data_ptr()) + first;
       check_cuda(gemm::finish(f, half, on.stream), op);
     }
@@ -130,23 +133,28 @@ struct Call {
 };
 
 Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view format, const Tensor& w_scale,
-                 const OptTensor& group_scale, const OptTensor& bias) {
+                 const OptTensor& group_scale, const OptTensor& bias, const OptTensor& residual_in) {
   constexpr const char* op = "fp_linear";
   const ScalarType type = x_in.scalar_type();
   check(type == ScalarType::Half || type == ScalarType::BFloat16, op, ": x has dtype ", name_of(type),
         ", expected float16 or bfloat16 on CUDA");
   check_same_device(op, {"x", x_in},
-                    {{"weight", weight}, {"w_scale", w_scale}, {"group_scale", group_scale}, {"bias", bias}});
+                    {{"weight", weight},
+                     {"w_scale", w_scale},
+                     {"group_scale", group_scale},
+                     {"bias", bias},
+                     {"residual", residual_in}});
   const Tensor x = as_contiguous(x_in);
   const Rows rows = rows_of(x, op, "x");
   Call call(op, x, rows, weight, format, w_scale, group_scale, bias);
   Shape shape = shape_of(x);
   shape.back() = call.layer.n;
+  const OptTensor residual = residual_of(op, residual_in, shape, type);
   Tensor y = empty_cuda(shape, type, call.on.device.index);
   if (!rows.count || !call.layer.n) return y;
   const Tensor x2 = torch::stable::view(x, {rows.count, rows.length});
-  if (gemm::by_torch(rows.count, rows.length, call.on.device)) call.dequantize_and_multiply(x2, y);
-  else call.multiply(x2, y);
+  if (gemm::by_torch(rows.count, rows.length, call.on.device)) call.dequantize_and_multiply(x2, residual, y);
+  else call.multiply(x2, residual, y);
   return y;
 }
 

@@ -1,5 +1,6 @@
 // What the fused row ops check alike on every device: rows -> values -> (picked, times a step, minus a shift)
-// -> codes. A static op has no scale that could carry a NaN on: NaN becomes the lowest code, infinity an end.
+// -> codes, or floats. A static op has no scale that could carry a NaN on: NaN becomes the lowest code,
+// infinity an end.
 #pragma once
 
 #include <string_view>
@@ -16,10 +17,26 @@ inline OptTensor float_columns(const char* op, const char* arg, const OptTensor&
   return as_contiguous(*t);
 }
 
+// What an op asks to be made of its values; codes, where it does not say that they leave as they are.
+struct Coding {
+  int64_t bits;
+  OptTensor index{}, inverse_step{}, shift{};
+  bool static_scale = false;
+  double clip = 1;
+  bool unpacked = false;
+  std::optional<ScalarType> floats{};
+};
+inline Coding floats_of(const Tensor& x) {
+  Coding c{8};
+  c.static_scale = true, c.floats = x.scalar_type();
+  return c;
+}
+
 // How n values of a row become k codes, and the shapes of the results.
 struct RowCodes {
   int bits;
-  bool bytes;  // one code per byte; else 4-bit codes are packed
+  bool floats;  // no codes: the values, in the dtype of x, and no scale
+  bool bytes;   // one code per byte; else 4-bit codes are packed
   bool static_scale;
   float clip;
   int64_t n, k;
@@ -29,31 +46,30 @@ struct RowCodes {
   ScalarType q_dtype;
 
   // rows: the input's shape, whose last dimension counts as n
-  RowCodes(const char* op, const Shape& rows, int64_t n, int64_t bits_in, const OptTensor& index_in,
-           const OptTensor& inverse_step_in, const OptTensor& shift_in, bool static_scale, double clip_in,
-           bool unpacked)
-      : bits(int(bits_in)),
-        bytes(bits == 8 || unpacked),
-        static_scale(static_scale),
-        clip(float(clip_in)),
+  RowCodes(const char* op, const Shape& rows, int64_t n, const Coding& how)
+      : bits(int(how.bits)),
+        floats(bool(how.floats)),
+        bytes(bits == 8 || how.unpacked),
+        static_scale(how.static_scale),
+        clip(float(how.clip)),
         n(n),
         k(n),
         q(rows) {
-    check(bits_in == 4 || bits_in == 8, op, ": bits is ", bits_in, ", expected 4 or 8");
-    check_clip(op, clip_in);
-    check(!static_scale || clip_in == 1, op, ": clip is ", clip_in, " with static_scale, expected 1");
-    if (index_in) {
-      check_dtype(*index_in, ScalarType::Int, op, "index");
-      check(index_in->dim() == 1, op, ": index has ", index_in->dim(), " dimensions, expected [K']");
-      index = as_contiguous(*index_in), k = index->numel();
+    check(how.bits == 4 || how.bits == 8, op, ": bits is ", how.bits, ", expected 4 or 8");
+    check_clip(op, how.clip);
+    check(!static_scale || how.clip == 1, op, ": clip is ", how.clip, " with static_scale, expected 1");
+    if (how.index) {
+      check_dtype(*how.index, ScalarType::Int, op, "index");
+      check(how.index->dim() == 1, op, ": index has ", how.index->dim(), " dimensions, expected [K']");
+      index = as_contiguous(*how.index), k = index->numel();
     }
-    inverse_step = float_columns(op, "inverse_step", inverse_step_in, k);
-    shift = float_columns(op, "shift", shift_in, k);
+    inverse_step = float_columns(op, "inverse_step", how.inverse_step, k);
+    shift = float_columns(op, "shift", how.shift, k);
     scale = rows;
     scale.pop_back();
     if (static_scale) scale = {0};
     q.back() = bytes ? k : (k + 1) / 2;
-    q_dtype = bytes ? ScalarType::Char : ScalarType::Byte;
+    q_dtype = how.floats.value_or(bytes ? ScalarType::Char : ScalarType::Byte);
   }
 };
 
@@ -78,17 +94,15 @@ struct StaticInput {
   RowCodes codes;
   std::optional<Transform> transform;
 
-  StaticInput(const char* op, const Tensor& x_in, int64_t bits, const OptTensor& inverse_step,
-              const OptTensor& shift, const OptTensor& index, std::optional<int64_t> hadamard_block,
-              bool unpacked)
+  StaticInput(const char* op, const Tensor& x_in, const Coding& how, std::optional<int64_t> hadamard_block)
       : dtype(float_dtype(x_in.scalar_type(), op, "x")),
         x(as_contiguous(x_in)),
         rows(rows_of(x, op, "x")),
-        codes(op, shape_of(x), rows.length, bits, index, inverse_step, shift, true, 1, unpacked),
+        codes(op, shape_of(x), rows.length, how),
         transform(row_transform(op, rows.length, hadamard_block)) {}
 };
 
-// Arguments of rms_norm_quantize. `weight` belongs to the columns after `index`.
+// Arguments of rms_norm and rms_norm_quantize. `weight` belongs to the columns after `index`.
 struct NormInput {
   DType dtype;
   Tensor x;
@@ -97,28 +111,25 @@ struct NormInput {
   Tensor weight;
   OptTensor residual;  // as x; the sum of both is a result
   float eps, gain_offset;
-  Shape sum;  // of the third result: x's, or [0] without a residual
+  Shape sum;  // of the last result: x's, or [0] without a residual
 
-  NormInput(const char* op, const Tensor& x_in, const Tensor& weight_in, double eps_in, int64_t bits,
-            const OptTensor& residual_in, const OptTensor& index, const OptTensor& shift, bool static_scale,
-            double clip, double gain_offset, bool unpacked)
+  NormInput(const char* op, const Tensor& x_in, const Tensor& weight_in, double eps_in,
+            const OptTensor& residual_in, double gain_offset, const Coding& how)
       : dtype(float_dtype(x_in.scalar_type(), op, "x")),
         x(as_contiguous(x_in)),
         rows(rows_of(x, op, "x")),
-        codes(op, shape_of(x), rows.length, bits, index, std::nullopt, shift, static_scale, clip, unpacked),
+        codes(op, shape_of(x), rows.length, how),
         weight(*float_columns(op, "weight", weight_in, codes.k)),
         eps(float(eps_in)),
         gain_offset(float(gain_offset)),
         sum{0} {
     check(eps_in >= 0, op, ": eps is ", eps_in, ", expected at least 0");
-    if (!residual_in) return;
-    check_dtype(*residual_in, x.scalar_type(), op, "residual");
-    check_shape(*residual_in, shape_of(x), op, "residual");
-    residual = as_contiguous(*residual_in), sum = shape_of(x);
+    residual = residual_of(op, residual_in, shape_of(x), x.scalar_type());
+    if (residual) sum = shape_of(x);
   }
 };
 
-// Arguments of gated_quantize: rows of n gates and n ups.
+// Arguments of gated and gated_quantize: rows of n gates and n ups.
 struct GatedInput {
   DType dtype;
   Tensor gate_up;
@@ -127,15 +138,13 @@ struct GatedInput {
   RowCodes codes;
   std::optional<Transform> transform;
 
-  GatedInput(const char* op, const Tensor& gate_up_in, int64_t bits, std::string_view activation,
-             std::optional<int64_t> hadamard_block, const OptTensor& inverse_step, const OptTensor& shift,
-             const OptTensor& index, bool static_scale, double clip, bool unpacked)
+  GatedInput(const char* op, const Tensor& gate_up_in, std::string_view activation,
+             std::optional<int64_t> hadamard_block, const Coding& how)
       : dtype(float_dtype(gate_up_in.scalar_type(), op, "gate_up")),
         gate_up(as_contiguous(gate_up_in)),
         rows(rows_of(gate_up, op, "gate_up")),
         gelu(activation == "gelu_tanh"),
-        codes(op, shape_of(gate_up), rows.length / 2, bits, index, inverse_step, shift, static_scale, clip,
-              unpacked),
+        codes(op, shape_of(gate_up), rows.length / 2, how),
         transform(row_transform(op, rows.length / 2, hadamard_block)) {
     check(gelu || activation == "silu", op, ": activation is \"", activation,
           "\", expected \"silu\" or \"gelu_tanh\"");

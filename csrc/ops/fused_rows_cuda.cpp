@@ -22,7 +22,7 @@ void run(const char* op, const fused::Params& p, const OnDevice& on) {
   if (p.rows) check_cuda(fused::fused_rows_launch(p, on.device, on.stream), op);
 }
 
-// Rows of x, or gates and ups, transformed, adjusted and quantised in one launch.
+// Rows of x, or gates and ups, transformed, adjusted and quantised (or stored) in one launch.
 void run_transformed(const char* op, const Tensor& x, DType dtype, int64_t rows, const RowCodes& codes,
                      const Transform& t, const CodesOnCard& out, const OnDevice& on,
                      std::optional<kernels::Activation> gate = std::nullopt) {
@@ -39,7 +39,7 @@ Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_s
                        const OptTensor& index, std::optional<int64_t> hadamard_block, bool unpacked) {
   constexpr const char* op = "quantize_static";
   check_same_device(op, {"x", x}, {{"inverse_step", inverse_step}, {"shift", shift}, {"index", index}});
-  const StaticInput in(op, x, bits, inverse_step, shift, index, hadamard_block, unpacked);
+  const StaticInput in(op, x, {bits, index, inverse_step, shift, true, 1, unpacked}, hadamard_block);
   const OnDevice on(in.x, op);
   const CodesOnCard out(in.codes, on);
   if (in.transform) run_transformed(op, in.x, in.dtype, in.rows.count, in.codes, *in.transform, out, on);
@@ -47,16 +47,13 @@ Tensor quantize_static(const Tensor& x, int64_t bits, const OptTensor& inverse_s
   return out.q;
 }
 
-std::tuple<Tensor, Tensor, Tensor> rms_norm_quantize(const Tensor& x, const Tensor& weight, double eps,
-                                                     int64_t bits, const OptTensor& residual,
-                                                     const OptTensor& index, const OptTensor& shift,
-                                                     bool static_scale, double clip, double gain_offset,
-                                                     bool unpacked) {
-  constexpr const char* op = "rms_norm_quantize";
+// q, scale and sum of rms_norm_quantize; y, nothing and sum of rms_norm.
+std::tuple<Tensor, Tensor, Tensor> normalise(const char* op, const Tensor& x, const Tensor& weight,
+                                             double eps, const OptTensor& residual, double gain_offset,
+                                             const Coding& how) {
   check_same_device(op, {"x", x},
-                    {{"weight", weight}, {"residual", residual}, {"index", index}, {"shift", shift}});
-  const NormInput in(op, x, weight, eps, bits, residual, index, shift, static_scale, clip, gain_offset,
-                     unpacked);
+                    {{"weight", weight}, {"residual", residual}, {"index", how.index}, {"shift", how.shift}});
+  const NormInput in(op, x, weight, eps, residual, gain_offset, how);
   const OnDevice on(in.x, op);
   const CodesOnCard out(in.codes, on);
   Tensor sum = empty_cuda(in.sum, in.x.scalar_type(), on.device.index);
@@ -68,18 +65,28 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_quantize(const Tensor& x, const Tens
   return {out.q, out.scale, sum};
 }
 
-std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, std::string_view activation,
-                                          std::optional<int64_t> hadamard_block,
-                                          const OptTensor& inverse_step, const OptTensor& shift,
-                                          const OptTensor& index, bool static_scale, double clip,
-                                          bool unpacked) {
-  constexpr const char* op = "gated_quantize";
+std::tuple<Tensor, Tensor> rms_norm(const Tensor& x, const Tensor& weight, double eps,
+                                    const OptTensor& residual, double gain_offset) {
+  const auto [y, scale, sum] = normalise("rms_norm", x, weight, eps, residual, gain_offset, floats_of(x));
+  return {y, sum};
+}
+
+std::tuple<Tensor, Tensor, Tensor> rms_norm_quantize(const Tensor& x, const Tensor& weight, double eps,
+                                                     int64_t bits, const OptTensor& residual,
+                                                     const OptTensor& index, const OptTensor& shift,
+                                                     bool static_scale, double clip, double gain_offset,
+                                                     bool unpacked) {
+  return normalise("rms_norm_quantize", x, weight, eps, residual, gain_offset,
+                   {bits, index, std::nullopt, shift, static_scale, clip, unpacked});
+}
+
+CodesOnCard gate(const char* op, const Tensor& gate_up, std::string_view activation,
+                 std::optional<int64_t> hadamard_block, const Coding& how) {
   check_same_device(op, {"gate_up", gate_up},
-                    {{"inverse_step", inverse_step}, {"shift", shift}, {"index", index}});
-  const GatedInput in(op, gate_up, bits, activation, hadamard_block, inverse_step, shift, index, static_scale,
-                      clip, unpacked);
+                    {{"inverse_step", how.inverse_step}, {"shift", how.shift}, {"index", how.index}});
+  const GatedInput in(op, gate_up, activation, hadamard_block, how);
   const OnDevice on(in.gate_up, op);
-  const CodesOnCard out(in.codes, on);
+  CodesOnCard out(in.codes, on);
   const auto activation_of = in.gelu ? kernels::Activation::kGeluTanh : kernels::Activation::kSilu;
   if (in.transform) {
     run_transformed(op, in.gate_up, in.dtype, in.rows.count, in.codes, *in.transform, out, on, activation_of);
@@ -88,6 +95,20 @@ std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, s
     p.activation = activation_of;
     run(op, p, on);
   }
+  return out;
+}
+
+Tensor gated(const Tensor& gate_up, std::string_view activation, std::optional<int64_t> hadamard_block) {
+  return gate("gated", gate_up, activation, hadamard_block, floats_of(gate_up)).q;
+}
+
+std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, std::string_view activation,
+                                          std::optional<int64_t> hadamard_block,
+                                          const OptTensor& inverse_step, const OptTensor& shift,
+                                          const OptTensor& index, bool static_scale, double clip,
+                                          bool unpacked) {
+  const CodesOnCard out = gate("gated_quantize", gate_up, activation, hadamard_block,
+                               {bits, index, inverse_step, shift, static_scale, clip, unpacked});
   return {out.q, out.scale};
 }
 
@@ -97,6 +118,8 @@ std::tuple<Tensor, Tensor> gated_quantize(const Tensor& gate_up, int64_t bits, s
 STABLE_TORCH_LIBRARY_IMPL(lowbit, CUDA, m) {
   using namespace lowbit::ops;
   m.impl("quantize_static", TORCH_BOX(&quantize_static));
+  m.impl("rms_norm", TORCH_BOX(&rms_norm));
   m.impl("rms_norm_quantize", TORCH_BOX(&rms_norm_quantize));
+  m.impl("gated", TORCH_BOX(&gated));
   m.impl("gated_quantize", TORCH_BOX(&gated_quantize));
 }

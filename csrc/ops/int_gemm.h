@@ -88,12 +88,8 @@ struct Addends {
   int64_t rank = 0;
 
   Addends(const char* op, const Shape& y, ScalarType out, const OptTensor& residual_in,
-          const OptTensor& low_rank_in = std::nullopt, const OptTensor& low_rank_up_in = std::nullopt) {
-    if (residual_in) {
-      check_dtype(*residual_in, out, op, "residual");
-      check_shape(*residual_in, y, op, "residual");
-      residual = as_contiguous(*residual_in);
-    }
+          const OptTensor& low_rank_in = std::nullopt, const OptTensor& low_rank_up_in = std::nullopt)
+      : residual(residual_of(op, residual_in, y, out)) {
     check(low_rank_in.has_value() == low_rank_up_in.has_value(), op,
           ": expected low_rank and low_rank_up together, got one of them");
     if (!low_rank_in) return;

@@ -1,21 +1,12 @@
 // The paged INT4 KV cache on the CPU: appending, with and without norm and RoPE, and decode attention.
 #include "fused_rows.h"
-#include "kv_paged.h"
+#include "kv_paged_cpu.h"
 
 namespace lowbit::ops {
 namespace {
 
-constexpr int64_t kRowWork = 16384, kItemWork = 65536;  // elements that are worth a thread
-
-template <class T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
-template <class T>
-const T* values(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
+constexpr Attention<cpu::Kv4AttentionParams> kAttention{
+    &cpu::Kernels::kv4_partial_floats, &cpu::Kernels::kv4_attend_items, &cpu::Kernels::kv4_merge_rows};
 
 cpu::Kv4Pages pages_of(const Kv4Pages& c, bool written) {
   cpu::Kv4Pages p{};
@@ -49,32 +40,6 @@ void check_appended(const char* op, const char* arg, const int64_t* slots, int64
     }
 }
 
-// How many tokens each sequence attends to, and where its splits begin.
-struct Plan {
-  std::vector<int64_t> tokens, first_split;
-  int64_t longest = 0;
-
-  // more: tokens that come on top of `lengths`; prefix: whether there is one, which needs a split
-  Plan(const char* op, const Kv4Tables& t, const Kv4Pages& c, int64_t batch, int64_t more, bool prefix)
-      : tokens(size_t(batch)), first_split(size_t(batch + 1)) {
-    const int32_t *lengths = values<int32_t>(t.lengths), *table = values<int32_t>(t.block_table);
-    const int64_t room = t.max_pages * c.page - more;
-    for (int64_t b = 0; b < batch; ++b) {
-      check(lengths[b] >= 0 && lengths[b] <= room, op, ": lengths[", b, "] is ", lengths[b],
-            ", expected 0 to ", room, " (block_table has ", t.max_pages, " pages of ", c.page, " tokens)");
-      tokens[size_t(b)] = lengths[b] + more;
-      for (int64_t i = 0; i * c.page < lengths[b] + more; ++i) {
-        const int64_t page = table[b * t.max_pages + i];
-        check(page >= 0 && page < c.pages, op, ": block_table[", b, ", ", i, "] is ", page,
-              ", expected a page from 0 to ", c.pages - 1);
-      }
-      const int64_t splits = ceil_div(lengths[b] + more, cpu::kKvSplit);
-      first_split[size_t(b + 1)] = first_split[size_t(b)] + (splits || !prefix ? splits : 1);
-      longest = tokens[size_t(b)] > longest ? tokens[size_t(b)] : longest;
-    }
-  }
-};
-
 void append_rows(const cpu::Kv4AppendParams& p, int64_t tokens) {
   parallel(tokens * p.cache.kv_heads, 1 + kRowWork / (2 * p.cache.d),
            [&](int64_t, int64_t begin, int64_t end) { cpu::active().kv4_append_rows(p, begin, end); });
@@ -82,36 +47,6 @@ void append_rows(const cpu::Kv4AppendParams& p, int64_t tokens) {
 
 void set_prefix(cpu::Kv4AttentionParams& p, const Kv4Prefix& prefix) {
   p.prefix = prefix.tokens, p.prefix_key = floats(prefix.key), p.prefix_value = floats(prefix.value);
-}
-
-void rope_rows(const cpu::Kv4RopeParams& p, int64_t tokens) {
-  const int64_t heads = p.heads + 2 * p.append.cache.kv_heads;
-  parallel(tokens * heads, 1 + kRowWork / p.append.cache.d,
-           [&](int64_t, int64_t begin, int64_t end) { cpu::active().kv4_rope_rows(p, begin, end); });
-}
-
-// p: all but the plan and the workspace
-void attend(cpu::Kv4AttentionParams& p, const Plan& plan, const char* op) {
-  p.tokens = plan.tokens.data(), p.first_split = plan.first_split.data();
-  const cpu::Kernels& kernels = cpu::active();
-  const int64_t splits = plan.first_split.back(), stride = kernels.kv4_partial_floats(p);
-  Workspace work(splits * p.heads * stride * 4);
-  p.partial = work.as<float>();
-  const int64_t length = plan.longest < cpu::kKvSplit ? plan.longest : cpu::kKvSplit;
-  const int64_t item_work = 1 + 2 * length * p.heads / p.cache.kv_heads * p.cache.d;
-  parallel(splits * p.cache.kv_heads, 1 + kItemWork / item_work,
-           [&](int64_t, int64_t begin, int64_t end) { kernels.kv4_attend_items(p, begin, end); });
-  const int64_t merge_work = 1 + p.cache.d * ceil_div(plan.longest, cpu::kKvSplit);
-  parallel(p.batch * p.heads, 1 + kRowWork / merge_work,
-           [&](int64_t, int64_t begin, int64_t end) { kernels.kv4_merge_rows(p, begin, end); });
-  if (!checked_mode()) return;
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (int64_t i = plan.first_split[size_t(b)] * p.heads; i < plan.first_split[size_t(b + 1)] * p.heads;
-         ++i) {
-      const float *partial = p.partial + i * stride, sum = partial[1] + partial[stride - 1];
-      check(sum == sum, op, ": q or the cache has NaN or infinity in sequence ", b,
-            ", expected finite values (LOWBIT_CHECKED)");
-    }
 }
 
 void kv4_append(Tensor key, Tensor value, Tensor slots, Tensor key_codes, Tensor key_params,
@@ -130,11 +65,9 @@ void kv4_append(Tensor key, Tensor value, Tensor slots, Tensor key_codes, Tensor
 
 cpu::Kv4RopeParams rope_params(const Kv4Qkv& in, const int64_t* slots) {
   cpu::Kv4RopeParams p{};
-  p.append.cache = pages_of(in.cache, true), p.append.dtype = in.dtype, p.append.slots = slots;
-  p.append.key_block = in.key_block, p.append.key_scale = key_scale_of(in.key_block), p.append.clip = in.clip;
-  p.qkv = in.qkv.const_data_ptr(), p.heads = in.heads, p.rotary = in.rotary;
-  p.cos = values<float>(in.cos), p.sin = values<float>(in.sin);
-  p.q_norm = floats(in.q_norm), p.k_norm = floats(in.k_norm), p.eps = in.eps;
+  set_rope(p, in, slots);
+  p.append.cache = pages_of(in.cache, true), p.append.clip = in.clip;
+  p.append.key_block = in.key_block, p.append.key_scale = key_scale_of(in.key_block);
   return p;
 }
 
@@ -148,13 +81,13 @@ std::tuple<Tensor, Tensor, Tensor> kv4_rope_append(Tensor qkv, Tensor cos, Tenso
                   q_norm, k_norm, eps, clip, key_block);
   const Tensor slots = slots_of(op, slots_in, in.tokens);
   cpu::Kv4RopeParams p = rope_params(in, values<int64_t>(slots));
-  check_slots(op, p.append.slots, in.tokens, in.cache);
+  check_slots(op, p.slots, in.tokens, in.cache);
   Tensor q = empty({in.tokens, heads, in.d}, qkv.scalar_type());
   Tensor k = empty({in.tokens, kv_heads, in.d}, qkv.scalar_type());
   Tensor v = empty({in.tokens, kv_heads, in.d}, qkv.scalar_type());
   p.q = q.mutable_data_ptr(), p.k = k.mutable_data_ptr(), p.v = v.mutable_data_ptr();
-  rope_rows(p, in.tokens);
-  check_appended(op, "qkv", p.append.slots, in.tokens, p.append.cache);
+  rope_rows(p, in.tokens, &cpu::Kernels::kv4_rope_rows);
+  check_appended(op, "qkv", p.slots, in.tokens, p.append.cache);
   return {q, k, v};
 }
 
@@ -164,7 +97,7 @@ Tensor kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value
   constexpr const char* op = "kv4_attention";
   const Kv4Attention in(op, q, key_codes, key_params, value_codes, value_params, block_table, lengths,
                         softmax_scale, prefix_k, prefix_v);
-  const Plan plan(op, in.tables, in.cache, in.batch, 0, in.prefix.tokens > 0);
+  const Plan plan(op, in.tables, in.cache.pages, in.cache.page, in.batch, 0, in.prefix.tokens > 0);
   Tensor y = empty(shape_of(in.q), q.scalar_type());
   cpu::Kv4AttentionParams p{};
   p.cache = pages_of(in.cache, false), p.dtype = in.dtype, p.batch = in.batch, p.heads = in.heads;
@@ -172,33 +105,28 @@ Tensor kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value
   p.block_table = values<int32_t>(in.tables.block_table), p.max_pages = in.tables.max_pages;
   p.softmax_scale = in.softmax_scale;
   set_prefix(p, in.prefix);
-  attend(p, plan, op);
+  attend(p, plan, op, kAttention);
   return y;
 }
 
 // What kv4_attend and kv4_attend_quantize do alike: [B, heads * D].
-Tensor attend_step(const char* op, const Kv4Qkv& in, const Kv4Tables& tables, const Kv4Prefix& prefix,
+Tensor attend_step(const char* op, const Kv4Qkv& in, const KvTables& tables, const Kv4Prefix& prefix,
                    float softmax_scale) {
-  const Plan plan(op, tables, in.cache, in.tokens, 1, prefix.tokens > 0);
-  const int64_t page = in.cache.page;
+  const Plan plan(op, tables, in.cache.pages, in.cache.page, in.tokens, 1, prefix.tokens > 0);
   cpu::Kv4AttentionParams p{};
   p.cache = pages_of(in.cache, true), p.dtype = in.dtype, p.batch = in.tokens, p.heads = in.heads;
   p.block_table = values<int32_t>(tables.block_table), p.max_pages = tables.max_pages;
   p.softmax_scale = softmax_scale;
   set_prefix(p, prefix);
-  std::vector<int64_t> slots(size_t(in.tokens));
-  for (int64_t b = 0; b < in.tokens; ++b) {
-    const int64_t at = plan.tokens[size_t(b)] - 1;
-    slots[size_t(b)] = p.block_table[b * p.max_pages + at / page] * page + at % page;
-  }
+  const std::vector<int64_t> slots = plan.last_slots(tables, in.cache.page);
   cpu::Kv4RopeParams rope = rope_params(in, slots.data());
   Tensor y = empty({in.tokens, in.heads * in.d}, in.qkv.scalar_type());
   Tensor q = empty({in.tokens, in.heads * in.d}, in.qkv.scalar_type());
   rope.q = q.mutable_data_ptr(), rope.transform_q = true;
-  rope_rows(rope, in.tokens);
+  rope_rows(rope, in.tokens, &cpu::Kernels::kv4_rope_rows);
   check_appended(op, "qkv", slots.data(), in.tokens, p.cache);
   p.q = q.const_data_ptr(), p.y = y.mutable_data_ptr();
-  attend(p, plan, op);
+  attend(p, plan, op, kAttention);
   return y;
 }
 
@@ -209,7 +137,7 @@ Tensor kv4_attend(Tensor qkv, Tensor cos, Tensor sin, int64_t heads, int64_t kv_
   constexpr const char* op = "kv4_attend";
   const Kv4Qkv in(op, qkv, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params,
                   q_norm, k_norm, eps, clip, key_block);
-  const Kv4Tables tables(op, in.tokens, block_table, lengths);
+  const KvTables tables(op, in.tokens, block_table, lengths);
   const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
   return attend_step(op, in, tables, prefix, float(softmax_scale));
 }
@@ -223,10 +151,10 @@ std::tuple<Tensor, Tensor> kv4_attend_quantize(
   constexpr const char* op = "kv4_attend_quantize";
   const Kv4Qkv in(op, qkv, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params,
                   q_norm, k_norm, eps, clip, key_block);
-  const Kv4Tables tables(op, in.tokens, block_table, lengths);
+  const KvTables tables(op, in.tokens, block_table, lengths);
   const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
-  const RowCodes codes(op, {in.tokens, heads * in.d}, heads * in.d, bits, index, inverse_step, shift,
-                       static_scale, code_clip, unpacked);
+  const RowCodes codes(op, {in.tokens, heads * in.d}, heads * in.d,
+                       {bits, index, inverse_step, shift, static_scale, code_clip, unpacked});
   check_index(op, codes);  // before anything is written
   const Tensor y = attend_step(op, in, tables, prefix, float(softmax_scale));
   return code_rows(op, "qkv", y, in.dtype, codes);

@@ -1,4 +1,4 @@
-// What the ops of the paged INT4 KV cache check alike on every device. Values on a device (slots, block
+// What the ops of the paged KV caches check alike on every device. Values on a device (slots, block
 // tables, lengths) are not looked at here: the CPU ops check them, a CUDA op would have to wait for the card.
 #pragma once
 
@@ -10,8 +10,25 @@ constexpr int64_t kMaxHeadDim = 512, kMinPage = 16, kMaxPage = 256;
 
 inline bool power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 
-// The caches of one layer, [P, Hkv, page, ceil(D/2)] codes and [P, Hkv, page, 2] parameters. They are used
-// where they are, so they have to be contiguous.
+inline void check_page(const char* op, const char* arg, int64_t page, int64_t kv_heads) {
+  check(power_of_two(page) && page >= kMinPage && page <= kMaxPage, op, ": ", arg, " has pages of ", page,
+        " tokens, expected a power of two from ", kMinPage, " to ", kMaxPage);
+  check(kv_heads > 0, op, ": ", arg, " has 0 heads, expected at least 1");
+}
+
+inline void check_head_size(const char* op, int64_t d) {
+  check(d > 0 && d <= kMaxHeadDim, op, ": the head size is ", d, ", expected 1 to ", kMaxHeadDim);
+}
+
+// A cache is used where it is.
+inline void check_cache(const char* op, const char* arg, const Tensor& t, ScalarType dtype,
+                        const Shape& shape) {
+  check_dtype(t, dtype, op, arg);
+  check_shape(t, shape, op, arg);
+  check(t.is_contiguous(), op, ": ", arg, " is not contiguous, expected a contiguous cache");
+}
+
+// The caches of one layer, [P, Hkv, page, ceil(D/2)] codes and [P, Hkv, page, 2] parameters.
 struct Kv4Pages {
   Tensor key_codes, key_params, value_codes, value_params;
   int64_t pages, kv_heads, page, d, bytes;
@@ -24,24 +41,34 @@ struct Kv4Pages {
         value_params(value_params_in),
         d(head_dim),
         bytes((head_dim + 1) / 2) {
-    check(d > 0 && d <= kMaxHeadDim, op, ": the head size is ", d, ", expected 1 to ", kMaxHeadDim);
+    check_head_size(op, d);
     check(key_codes.dim() == 4, op, ": key_codes has ", key_codes.dim(),
           " dimensions, expected 4: [pages, kv_heads, page, ceil(head size / 2)]");
     pages = key_codes.size(0), kv_heads = key_codes.size(1), page = key_codes.size(2);
-    check(power_of_two(page) && page >= kMinPage && page <= kMaxPage, op, ": key_codes has pages of ", page,
-          " tokens, expected a power of two from ", kMinPage, " to ", kMaxPage);
-    check(kv_heads > 0, op, ": key_codes has 0 heads, expected at least 1");
-    check_cache(key_codes, ScalarType::Byte, bytes, op, "key_codes");
-    check_cache(value_codes, ScalarType::Byte, bytes, op, "value_codes");
-    check_cache(key_params, ScalarType::Half, 2, op, "key_params");
-    check_cache(value_params, ScalarType::Half, 2, op, "value_params");
+    check_page(op, "key_codes", page, kv_heads);
+    const Shape codes{pages, kv_heads, page, bytes}, params{pages, kv_heads, page, 2};
+    check_cache(op, "key_codes", key_codes, ScalarType::Byte, codes);
+    check_cache(op, "value_codes", value_codes, ScalarType::Byte, codes);
+    check_cache(op, "key_params", key_params, ScalarType::Half, params);
+    check_cache(op, "value_params", value_params, ScalarType::Half, params);
   }
+};
 
- private:
-  void check_cache(const Tensor& t, ScalarType dtype, int64_t last, const char* op, const char* arg) const {
-    check_dtype(t, dtype, op, arg);
-    check_shape(t, {pages, kv_heads, page, last}, op, arg);
-    check(t.is_contiguous(), op, ": ", arg, " is not contiguous, expected a contiguous cache");
+// The caches of one layer as floats, [P, page, Hkv, D].
+struct KvFloatPages {
+  Tensor key, value;
+  int64_t pages, page, kv_heads, d;
+
+  KvFloatPages(const char* op, int64_t head_dim, ScalarType dtype, const Tensor& key_in,
+               const Tensor& value_in)
+      : key(key_in), value(value_in), d(head_dim) {
+    check_head_size(op, d);
+    check(key.dim() == 4, op, ": key_cache has ", key.dim(),
+          " dimensions, expected 4: [pages, page, kv_heads, head size]");
+    pages = key.size(0), page = key.size(1), kv_heads = key.size(2);
+    check_page(op, "key_cache", page, kv_heads);
+    check_cache(op, "key_cache", key, dtype, {pages, page, kv_heads, d});
+    check_cache(op, "value_cache", value, dtype, {pages, page, kv_heads, d});
   }
 };
 
@@ -90,23 +117,19 @@ struct Kv4Append {
   }
 };
 
-// What kv4_rope_append and kv4_attend have in common: qkv [T, (heads + 2 kv_heads) D] on its way through norm
-// and RoPE. q and k are rounded to qkv's dtype once, after RoPE; what is quantised, and what is multiplied
-// with the keys, are those rounded values, so that the fused ops equal the composition of their parts.
-struct Kv4Qkv {
+// qkv [T, (heads + 2 kv_heads) D] on its way through norm and RoPE. q and k are rounded to qkv's dtype once,
+// after RoPE; what is stored, and what is multiplied with the keys, are those rounded values, so that the
+// fused ops equal the composition of their parts.
+struct KvQkv {
   DType dtype;
   Tensor qkv, cos, sin;      // cos, sin: fp32 [T, rotary]
   OptTensor q_norm, k_norm;  // fp32 [D]
-  int64_t tokens, heads, d, rotary;
-  Kv4Pages cache;
-  int64_t key_block;
-  float eps, clip;
+  int64_t tokens, heads, kv_heads, d, rotary;
+  float eps;
 
-  Kv4Qkv(const char* op, const Tensor& qkv_in, const Tensor& cos_in, const Tensor& sin_in, int64_t heads_in,
-         int64_t kv_heads, const Tensor& key_codes, const Tensor& key_params, const Tensor& value_codes,
-         const Tensor& value_params, const OptTensor& q_norm_in, const OptTensor& k_norm_in, double eps_in,
-         double clip_in, std::optional<int64_t> block)
-      : dtype((check_clip(op, clip_in), float_dtype(qkv_in.scalar_type(), op, "qkv"))),
+  KvQkv(const char* op, const Tensor& qkv_in, const Tensor& cos_in, const Tensor& sin_in, int64_t heads_in,
+        int64_t kv_heads_in, const OptTensor& q_norm_in, const OptTensor& k_norm_in, double eps_in)
+      : dtype(float_dtype(qkv_in.scalar_type(), op, "qkv")),
         qkv((check(qkv_in.dim() == 2, op, ": qkv has ", qkv_in.dim(),
                    " dimensions, expected 2: [tokens, (heads + 2 kv_heads) * head size]"),
              as_contiguous(qkv_in))),
@@ -114,16 +137,13 @@ struct Kv4Qkv {
         sin((check_dtype(sin_in, ScalarType::Float, op, "sin"), as_contiguous(sin_in))),
         tokens(qkv.size(0)),
         heads(heads_in),
+        kv_heads(kv_heads_in),
         d((check(kv_heads > 0 && heads > 0 && heads % kv_heads == 0, op, ": heads is ", heads,
                  ", expected a positive multiple of kv_heads, which is ", kv_heads),
            qkv.size(1) / (heads + 2 * kv_heads))),
-        cache(op, d, key_codes, key_params, value_codes, value_params),
-        key_block(key_block_of(op, block, d)),
-        eps(float(eps_in)),
-        clip(float(clip_in)) {
+        eps(float(eps_in)) {
+    check_head_size(op, d);
     check_shape(qkv, {tokens, (heads + 2 * kv_heads) * d}, op, "qkv");
-    check(cache.kv_heads == kv_heads, op, ": kv_heads is ", kv_heads, ", expected ", cache.kv_heads,
-          " as in key_codes");
     check(cos.dim() == 2, op, ": cos has ", cos.dim(), " dimensions, expected 2: [tokens, rotary size]");
     rotary = cos.size(1);
     check(rotary % 2 == 0 && rotary <= d, op, ": cos has a last dimension of ", rotary,
@@ -132,6 +152,10 @@ struct Kv4Qkv {
     check_shape(sin, {tokens, rotary}, op, "sin");
     check(eps_in >= 0, op, ": eps is ", eps_in, ", expected 0 or more");
     q_norm = norm_of(q_norm_in, op, "q_norm"), k_norm = norm_of(k_norm_in, op, "k_norm");
+  }
+
+  void check_heads(const char* op, const char* arg, int64_t stored) const {
+    check(stored == kv_heads, op, ": kv_heads is ", kv_heads, ", expected ", stored, " as in ", arg);
   }
 
  private:
@@ -143,12 +167,30 @@ struct Kv4Qkv {
   }
 };
 
+// What kv4_rope_append and kv4_attend have in common.
+struct Kv4Qkv : KvQkv {
+  Kv4Pages cache;
+  int64_t key_block;
+  float clip;
+
+  Kv4Qkv(const char* op, const Tensor& qkv, const Tensor& cos, const Tensor& sin, int64_t heads,
+         int64_t kv_heads, const Tensor& key_codes, const Tensor& key_params, const Tensor& value_codes,
+         const Tensor& value_params, const OptTensor& q_norm, const OptTensor& k_norm, double eps,
+         double clip_in, std::optional<int64_t> block)
+      : KvQkv((check_clip(op, clip_in), op), qkv, cos, sin, heads, kv_heads, q_norm, k_norm, eps),
+        cache(op, d, key_codes, key_params, value_codes, value_params),
+        key_block(key_block_of(op, block, d)),
+        clip(float(clip_in)) {
+    check_heads(op, "key_codes", cache.kv_heads);
+  }
+};
+
 // The tokens that each of `batch` sequences has: int32 [batch, max_pages] page numbers, int32 [batch] counts.
-struct Kv4Tables {
+struct KvTables {
   Tensor block_table, lengths;
   int64_t max_pages;
 
-  Kv4Tables(const char* op, int64_t batch, const Tensor& block_table_in, const Tensor& lengths_in)
+  KvTables(const char* op, int64_t batch, const Tensor& block_table_in, const Tensor& lengths_in)
       : block_table(
             (check_dtype(block_table_in, ScalarType::Int, op, "block_table"), as_contiguous(block_table_in))),
         lengths((check_dtype(lengths_in, ScalarType::Int, op, "lengths"), as_contiguous(lengths_in))) {
@@ -192,7 +234,7 @@ struct Kv4Attention {
   Tensor q;  // [B, Hq, D]
   int64_t batch, heads;
   Kv4Pages cache;
-  Kv4Tables tables;
+  KvTables tables;
   float softmax_scale;
   Kv4Prefix prefix;
 

@@ -143,7 +143,7 @@ void set_prefix(const char* op, kv::AttentionParams& p, const Kv4Prefix& prefix,
   p.prefix = int32_t(prefix.tokens), p.prefix_key = keep(*prefix.key), p.prefix_value = keep(*prefix.value);
 }
 
-void set_tables(const char* op, kv::AttentionParams& p, const Kv4Tables& t, const Named& first) {
+void set_tables(const char* op, kv::AttentionParams& p, const KvTables& t, const Named& first) {
   check_same_device(op, first, {{"block_table", t.block_table}, {"lengths", t.lengths}});
   p.table = values<int32_t>(t.block_table), p.lengths = values<int32_t>(t.lengths);
   check(t.max_pages <= (int64_t(1) << 30) >> p.pages.page_shift, op, ": block_table has ", t.max_pages,
@@ -174,7 +174,7 @@ Tensor kv4_attention(Tensor q_in, Tensor key_codes, Tensor key_params, Tensor va
 }
 
 // What kv4_attend and kv4_attend_quantize do alike. out: codes of the rows, from the same launch; or null.
-Tensor attend_step(const char* op, const Kv4Qkv& in, const Kv4Tables& tables, const Kv4Prefix& prefix,
+Tensor attend_step(const char* op, const Kv4Qkv& in, const KvTables& tables, const Kv4Prefix& prefix,
                    double softmax_scale, const OnDevice& on, const RowCodes* codes, const CodesOnCard* out) {
   const int64_t columns = in.heads * in.d;
   Tensor y = empty_cuda({in.tokens, columns}, in.qkv.scalar_type(), on.device.index);
@@ -203,7 +203,7 @@ Tensor kv4_attend(Tensor qkv_in, Tensor cos, Tensor sin, int64_t heads, int64_t 
   constexpr const char* op = "kv4_attend";
   const Kv4Qkv in(op, qkv_in, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params,
                   q_norm, k_norm, eps, clip, key_block);
-  const Kv4Tables tables(op, in.tokens, block_table, lengths);
+  const KvTables tables(op, in.tokens, block_table, lengths);
   const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
   check_qkv(op, in);
   const OnDevice on(in.qkv, op);
@@ -219,13 +219,13 @@ std::tuple<Tensor, Tensor> kv4_attend_quantize(
   constexpr const char* op = "kv4_attend_quantize";
   const Kv4Qkv in(op, qkv_in, cos, sin, heads, kv_heads, key_codes, key_params, value_codes, value_params,
                   q_norm, k_norm, eps, clip, key_block);
-  const Kv4Tables tables(op, in.tokens, block_table, lengths);
+  const KvTables tables(op, in.tokens, block_table, lengths);
   const Kv4Prefix prefix(op, prefix_k, prefix_v, in.cache);
   check_qkv(op, in);
   check_same_device(op, {"qkv", in.qkv},
                     {{"inverse_step", inverse_step}, {"shift", shift}, {"index", index}});
-  const RowCodes codes(op, {in.tokens, heads * in.d}, heads * in.d, bits, index, inverse_step, shift,
-                       static_scale, code_clip, unpacked);
+  const RowCodes codes(op, {in.tokens, heads * in.d}, heads * in.d,
+                       {bits, index, inverse_step, shift, static_scale, code_clip, unpacked});
   const OnDevice on(in.qkv, op);
   const CodesOnCard out(codes, on);
   attend_step(op, in, tables, prefix, softmax_scale, on, &codes, &out);

@@ -17,12 +17,18 @@ struct CodesOnCard {
         scale(empty_cuda(codes.scale, ScalarType::Float, on.device.index)),
         adjust{codes.index ? static_cast<const int32_t*>(codes.index->const_data_ptr()) : nullptr,
                floats(codes.inverse_step), floats(codes.shift)},
-        to{codes.bytes ? kernels::quantize::Codes::kInt8 : kernels::quantize::Codes::kPacked4,
+        to{codes.floats  ? kernels::quantize::Codes::kFloats
+           : codes.bytes ? kernels::quantize::Codes::kInt8
+                         : kernels::quantize::Codes::kPacked4,
            codes.bits,
            codes.static_scale ? 0.f : codes.clip,
            q.mutable_data_ptr(),
            codes.q.back(),
-           codes.static_scale ? nullptr : static_cast<float*>(scale.mutable_data_ptr())} {}
+           codes.static_scale ? nullptr : static_cast<float*>(scale.mutable_data_ptr())} {
+    if (!codes.floats) return;
+    to.dtype = float_dtype(codes.q_dtype, "rows", "y");
+    to.stride *= size_of(to.dtype);
+  }
 };
 
 }  // namespace lowbit::ops

@@ -29,9 +29,13 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "quantize_static(Tensor x, int bits, Tensor? inverse_step=None, Tensor? shift=None, "
       "Tensor? index=None, int? hadamard_block=None, bool unpacked=False) -> Tensor");
   m.def(
+      "rms_norm(Tensor x, Tensor weight, float eps, Tensor? residual=None, float gain_offset=0.0) -> "
+      "(Tensor y, Tensor sum)");
+  m.def(
       "rms_norm_quantize(Tensor x, Tensor weight, float eps, int bits, Tensor? residual=None, "
       "Tensor? index=None, Tensor? shift=None, bool static_scale=False, float clip=1.0, "
       "float gain_offset=0.0, bool unpacked=False) -> (Tensor q, Tensor scale, Tensor sum)");
+  m.def("gated(Tensor gate_up, str activation=\"silu\", int? hadamard_block=None) -> Tensor");
   m.def(
       "gated_quantize(Tensor gate_up, int bits, str activation=\"silu\", int? hadamard_block=None, "
       "Tensor? inverse_step=None, Tensor? shift=None, Tensor? index=None, bool static_scale=False, "
@@ -41,7 +45,7 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
   m.def("prepack_fp_group_scale(Tensor group_scale) -> Tensor");
   m.def(
       "fp_linear(Tensor x, Tensor weight, str format, Tensor w_scale, Tensor? group_scale=None, "
-      "Tensor? bias=None) -> Tensor");
+      "Tensor? bias=None, Tensor? residual=None) -> Tensor");
   m.def(
       "quantize_fp4(Tensor x, str format, Tensor? scale=None, Tensor? exponent=None, float clip=1.0) -> "
       "(Tensor, Tensor)");
@@ -62,6 +66,10 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value_codes, Tensor value_params, "
       "Tensor block_table, Tensor lengths, float softmax_scale, Tensor? prefix_k=None, "
       "Tensor? prefix_v=None) -> Tensor");
+  m.def(
+      "kv_attend(Tensor qkv, Tensor cos, Tensor sin, int heads, int kv_heads, Tensor(a!) key_cache, "
+      "Tensor(b!) value_cache, Tensor block_table, Tensor lengths, float softmax_scale, "
+      "Tensor? q_norm=None, Tensor? k_norm=None, float eps=1e-6) -> Tensor");
   m.def(
       "kv4_attend(Tensor qkv, Tensor cos, Tensor sin, int heads, int kv_heads, Tensor(a!) key_codes, "
       "Tensor(b!) key_params, Tensor(c!) value_codes, Tensor(d!) value_params, Tensor block_table, "

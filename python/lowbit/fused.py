@@ -10,8 +10,8 @@ their own for many 4-bit rows before Hopper, where K is no multiple of 16, and f
 Linears that share an input are one product; activations cross memory as codes, and residuals are added in the
 products' epilogues. Static layers (MergeQuant, arXiv 2503.07654) need no scale per token; dynamic ones
 (QuaRot, arXiv 2404.00456) take it from the kernel that made the codes. Layers that take floats (weight-only,
-FP4, or with a low-rank term) have torch's RMSNorm, gate and sum around them instead. Nothing here knows
-transformers: `integrations.hf.fused` puts it into a model.
+FP4, or with a low-rank term) get the values that would have become codes. Nothing here knows transformers:
+`integrations.hf.fused` puts it into a model.
 """
 
 from collections.abc import Callable, Sequence
@@ -175,23 +175,30 @@ class FloatProduct(Product):
             layer.prepare()
         if merged is not None:
             _share_tiles(layers, merged._tiles)
-        self.norm = norm
+        first = self.layers[0]
+        alone = len(self.layers) == 1 and isinstance(first, WeightOnlyLinear | Fp4Linear)
+        self.product = first._linear if alone else None  # takes a residual, and x behind the transform
+        self.hadamard_block = first.input_hadamard if alone else None
+        if norm is not None:
+            self.gain, self.eps = norm.weight.detach().float(), float(norm.variance_epsilon)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, N] of x [T, K]."""
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[T, N] of x [T, K] (+ residual [T, N])."""
+        if self.product is not None and self.hadamard_block is None:
+            return self.product(x, residual)
         y = [layer(x) for layer in self.layers]
-        return y[0] if len(y) == 1 else torch.cat(y, -1)
+        y = y[0] if len(y) == 1 else torch.cat(y, -1)
+        return y if residual is None else residual + y
 
     def behind_norm(self, h: Tensor) -> Tensor:
-        return self(F.rms_norm(h, h.shape[-1:], self.norm.weight, float(self.norm.variance_epsilon)))
+        return self(ops.rms_norm(h, self.gain, self.eps)[0])
 
     def behind_gate(self, gate_up: Tensor, activation: str, residual: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, -1)
-        gate = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
-        return residual + self(gate * up)
+        x = ops.gated(gate_up, activation, self.hadamard_block)
+        return self(x, residual) if self.product is None else self.product(x, residual)
 
     def behind_attention(self, y: Tensor, residual: Tensor) -> Tensor:
-        return residual + self(y)
+        return self(y, residual)
 
     def nbytes(self) -> int:
         parts = (t for m in self.layers for t in (m._tiles, m.weight_scale, m._group_tiles))

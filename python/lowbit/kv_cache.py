@@ -155,18 +155,25 @@ class PagedKv4Cache(PagedCache):
 
 @dataclass(frozen=True)
 class _Places:
-    """Of one more token of each sequence: where it goes, and what it attends to."""
+    """Of one more token of each sequence on a card: where it goes, and what it attends to."""
 
     slots: Tensor  # int64 [B]
-    run: slice | None  # of slots: all that the one sequence holds, where it lies in one piece
-    pages: Tensor | None  # int64 [B, n]; else all pages of each
-    held: Tensor | None  # bool [B, n * page]: what of them holds a token
+    pages: Tensor  # int64 [B, n]; all pages of each
+    held: Tensor  # bool [B, n * page]: what of them holds a token
+
+    @classmethod
+    def of(cls, tables: Tables, page: int) -> "_Places":
+        table, lengths = tables
+        last = table.gather(1, (lengths // page).long().unsqueeze(1)).squeeze(1)
+        held = torch.arange(table.shape[1] * page, device=table.device) <= lengths.unsqueeze(1)
+        return cls((last * page + lengths % page).long(), table.clamp(min=0).long(), held)
 
 
 class PagedFloatCache(PagedCache):
-    """Keys and values as they are, [P, page, kv_heads, head_dim] of dtype per layer; attention is torch's.
+    """Keys and values as they are, [P, page, kv_heads, head_dim] of dtype per layer; attention is `kv_attend`
+    on the CPU and torch's on a card.
 
-    The parameters and the rest as in `PagedCache`.
+    dtype: also that of qkv. The other parameters and the rest as in `PagedCache`.
     """
 
     def __init__(
@@ -193,7 +200,7 @@ class PagedFloatCache(PagedCache):
 
     def _store(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         for pool, x in zip(self._pools[layer], (key, value), strict=True):
-            pool.flatten(0, 1).index_copy_(0, slots, x.to(self.dtype))
+            pool.flatten(0, 1).index_copy_(0, slots, x)
 
     def rope_append(
         self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, slots: Tensor,
@@ -207,40 +214,31 @@ class PagedFloatCache(PagedCache):
         self._store(layer, slots[kept], k[kept], v[kept])
         return q, k, v
 
-    def places(self, tables: Tables) -> _Places:
+    def places(self, tables: Tables) -> Tables | _Places:
         """What the calls of `attend` in a step take for the tables of `step`."""
-        table, lengths = tables
-        last = table.gather(1, (lengths // self.page).long().unsqueeze(1)).squeeze(1)
-        slots = (last * self.page + lengths % self.page).long()
-        if len(table) == 1 and not table.is_cuda:
-            length = int(lengths) + 1
-            pages = table[0, : -(-length // self.page)].tolist()
-            if pages == list(range(pages[0], pages[-1] + 1)):
-                first = pages[0] * self.page
-                return _Places(slots, slice(first, first + length), None, None)
-        held = torch.arange(table.shape[1] * self.page, device=table.device) <= lengths.unsqueeze(1)
-        return _Places(slots, None, table.clamp(min=0).long(), held)
+        return _Places.of(tables, self.page) if tables[0].is_cuda else tables
 
     def attend(
-        self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, places: _Places,
+        self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, places: Tables | _Places,
         softmax_scale: float, q_norm: Tensor | None = None, k_norm: Tensor | None = None, eps: float = 1e-6,
     ) -> Tensor:
         """[B, heads * head_dim] of one token per sequence, qkv [B, ...], which is stored first."""
+        if not isinstance(places, _Places):
+            return ops.kv_attend(
+                qkv, cos, sin, heads, self.kv_heads, *self._pools[layer], *places, softmax_scale,
+                q_norm, k_norm, eps,
+            )  # fmt: skip
         q, k, v = self._rope(qkv, cos, sin, heads, q_norm, k_norm, eps)
         self._store(layer, places.slots, k, v)
-        b, mask = len(q), None
-        if places.run is not None:
-            k, v = (pool.flatten(0, 1)[places.run].unsqueeze(0) for pool in self._pools[layer])
-        else:
-            k, v = (pool[places.pages].flatten(1, 2) for pool in self._pools[layer])  # [B, T, Hkv, D]
-            for x in (k, v):
-                x.masked_fill_(~places.held[:, :, None, None], 0)  # no weight of 0 hides a NaN
-            mask = places.held[:, None, None]
-        q = q.to(self.dtype).view(b, self.kv_heads, -1, self.head_dim)  # the heads of a group as rows
+        k, v = (pool[places.pages].flatten(1, 2) for pool in self._pools[layer])  # [B, T, Hkv, D]
+        for x in (k, v):
+            x.masked_fill_(~places.held[:, :, None, None], 0)  # no weight of 0 hides a NaN
+        b, mask = len(q), places.held[:, None, None]
+        q = q.view(b, self.kv_heads, -1, self.head_dim)  # the heads of a group as rows
         y = F.scaled_dot_product_attention(
             q, k.transpose(1, 2), v.transpose(1, 2), mask, scale=softmax_scale
         )
-        return y.reshape(b, -1).to(qkv.dtype)
+        return y.reshape(b, -1)
 
     def read(self, layer: int, seqs: list[int], dtype: torch.dtype) -> list[Tensor]:
         """Keys and values [B, kv_heads, T, head_dim], T whole pages; whatever lies past a sequence's end."""

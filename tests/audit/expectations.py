@@ -100,8 +100,9 @@ def _rows() -> list[Expect]:
         # At most 512 threads, of which 512 fit a multiprocessor. Narrow loads of rare cases (an index into a
         # row that shared memory does not hold) stand beside the wide ones.
         for kernel, most in {"1, true": 48, "2, true": 96, "4, true": 112, "2, false": 112}.items():
-            name = rf"fused_rows_kernel<.*Kind\)[012], {kernel}>"
-            rows.append(Expect(name, arch, 3, registers=most, calls=calls + "|sqrt"))
+            for kinds, floats in (("012", "false"), ("12", "true")):  # floats leave gates and norms alone
+                name = rf"fused_rows_kernel<.*Kind\)[{kinds}], {kernel}, {floats}>"
+                rows.append(Expect(name, arch, len(kinds), registers=most, calls=calls + "|sqrt"))
         rows.append(Expect(r"kv4_(de)?quantize_kernel", arch, 2, registers=64, calls=calls))
         rows.append(Expect(r"kv4_append_kernel", arch, 1, registers=64, calls=r"div|rcp|sqrt|sync"))
     return rows

@@ -131,8 +131,8 @@ LOWBIT_EMU_BIND(fp_gemm) {
                      {bind::read("weight", weight), bind::read("group_scale", group_scale), bind::write("out", out)},
                      [&] { dequantize(weight_of(format), p, half); });
   });
-  m.def("fp_gemm_finish", [](bool bf16, py::array sum, py::array w_scale, py::array bias, py::array y, int first,
-                             const py::dict& options) {
+  m.def("fp_gemm_finish", [](bool bf16, py::array sum, py::array w_scale, py::array bias, py::array residual,
+                             py::array y, int first, const py::dict& options) {
     FinishParams p{};
     p.m = int(sum.shape(0)), p.n = int(sum.shape(1)), p.y_stride = y.shape(1);
     p.sum = bind::pointer<const float>(sum), p.w_scale = bind::pointer<const float>(w_scale) + first;
@@ -140,6 +140,10 @@ LOWBIT_EMU_BIND(fp_gemm) {
     if (bias.size()) {
       p.bias = bind::pointer<const float>(bias) + first;
       buffers.push_back(bind::read("bias", bias));
+    }
+    if (residual.size()) {
+      p.residual = bind::pointer<uint16_t>(residual) + first;
+      buffers.push_back(bind::read("residual", residual));
     }
     p.y = bind::pointer<uint16_t>(y) + first;
     const int64_t threads = int64_t(p.m) * (p.n / finish_step(p));
@@ -167,8 +171,8 @@ LOWBIT_EMU_BIND(fp_gemm) {
   });
   // The kernel that `choose` picks on such a card. bf16 arrays come as uint16.
   m.def("fp_gemm", [](const std::string& format, bool bf16, int k, int group, py::array x, py::array weight,
-                      py::array group_scale, double factor, py::array w_scale, py::array bias, py::array y, int sm,
-                      int sms, int splits, const py::dict& options) {
+                      py::array group_scale, double factor, py::array w_scale, py::array bias,
+                      py::array residual, py::array y, int sm, int sms, int splits, const py::dict& options) {
     const Weight w = weight_of(format);
     const Half half = bf16 ? Half::kBF16 : Half::kF16;
     const Device device = device_of(sm, sms);
@@ -188,6 +192,10 @@ LOWBIT_EMU_BIND(fp_gemm) {
       buffers.push_back(bind::read("group_scale", group_scale));
     }
     if (bias.size()) p.bias = bind::pointer<const float>(bias), buffers.push_back(bind::read("bias", bias));
+    if (residual.size()) {
+      p.residual = bind::pointer<const void>(residual);
+      buffers.push_back(bind::read("residual", residual));
+    }
     std::vector<float> partial(c.partial_words + 4);
     std::vector<uint32_t> tickets(c.tickets + 4);
     p.partial = partial.data(), p.tickets = tickets.data();

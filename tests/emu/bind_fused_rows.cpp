@@ -8,12 +8,12 @@ namespace py = pybind11;
 
 namespace {
 
-template <Kind kKind>
+template <Kind kKind, bool kFloats = false>
 void (*kernel_of(const Config& c))(const Launch) {
-  return !c.wide               ? fused_rows_kernel<kKind, 2, false>
-         : c.team.vectors == 1 ? fused_rows_kernel<kKind, 1, true>
-         : c.team.vectors == 2 ? fused_rows_kernel<kKind, 2, true>
-                               : fused_rows_kernel<kKind, 4, true>;
+  return !c.wide               ? fused_rows_kernel<kKind, 2, false, kFloats>
+         : c.team.vectors == 1 ? fused_rows_kernel<kKind, 1, true, kFloats>
+         : c.team.vectors == 2 ? fused_rows_kernel<kKind, 2, true, kFloats>
+                               : fused_rows_kernel<kKind, 4, true, kFloats>;
 }
 
 }  // namespace
@@ -41,13 +41,17 @@ LOWBIT_EMU_BIND(fused_rows) {
     p.adjust = {static_cast<const int32_t*>(input("index")), static_cast<const float*>(input("factor")),
                 static_cast<const float*>(input("shift"))};
     p.eps = float(eps), p.gain_offset = float(gain_offset);
-    p.to = {bind::codes_of(codes), bits, float(clip), output("q"), stride, static_cast<float*>(output("scale"))};
+    p.to = {bind::codes_of(codes), bits, float(clip), output("q"), stride, static_cast<float*>(output("scale")),
+            p.dtype};
     if (Error error = check(p)) throw py::value_error(error);
     const Launch launch{p, choose(p, {80, 108, shared, 0})};
     emu::LaunchConfig config;
     config.grid_x = int(launch.c.blocks), config.block = launch.c.team.threads();
     config.smem_bytes = uint32_t(launch.c.shared_bytes);
-    const auto kernel = p.kind == Kind::kNorm    ? kernel_of<Kind::kNorm>(launch.c)
+    const bool norm = p.kind == Kind::kNorm, floats = p.to.codes == quantize::Codes::kFloats;
+    const auto kernel = floats && norm           ? kernel_of<Kind::kNorm, true>(launch.c)
+                        : floats                 ? kernel_of<Kind::kGated, true>(launch.c)
+                        : norm                   ? kernel_of<Kind::kNorm>(launch.c)
                         : p.kind == Kind::kGated ? kernel_of<Kind::kGated>(launch.c)
                                                  : kernel_of<Kind::kPlain>(launch.c);
     py::dict report;

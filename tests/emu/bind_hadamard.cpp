@@ -39,7 +39,7 @@ py::dict run(py::array x, const std::string& dtype, int64_t rows, int64_t n, int
   if (p.quantised) {
     const auto q = out["q"].cast<py::array>(), s = out["scale"].cast<py::array>();
     p.to = {bind::codes_of(out["codes"].cast<std::string>()), out["bits"].cast<int>(), out["clip"].cast<float>(),
-            bind::pointer<void>(q), out["stride"].cast<int64_t>(), s.size() ? bind::pointer<float>(s) : nullptr};
+            bind::pointer<void>(q), out["stride"].cast<int64_t>(), s.size() ? bind::pointer<float>(s) : nullptr, p.dtype};
     buffers.push_back(bind::write("q", q));
     if (s.size()) buffers.push_back(bind::write("scale", s));  // none: static codes
     const auto column = [&](const char* name) -> const void* {

@@ -32,6 +32,7 @@ inline kernels::quantize::Codes codes_of(const std::string& name) {
   using kernels::quantize::Codes;
   if (name == "packed4") return Codes::kPacked4;
   if (name == "operand4") return Codes::kOperand4;
+  if (name == "floats") return Codes::kFloats;
   return name == "int8" ? Codes::kInt8 : Codes::kFp4;  // or the name of a format
 }
 

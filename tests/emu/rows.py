@@ -26,6 +26,16 @@ def stored(x: np.ndarray, stride: int | None = None, offset: int = 0) -> np.ndar
     return out
 
 
+def floats(v: np.ndarray, dtype: np.dtype, stride: int) -> np.ndarray:
+    """fp32 [rows, k] rounded once to the dtype, as rows of `stride` bytes, zero past k."""
+    out = np.zeros((len(v), stride), np.uint8)
+    if v.size:
+        with np.errstate(over="ignore"):
+            held = np.ascontiguousarray(v.astype(dtype)).view(np.uint8)
+        out[:, : held.shape[1]] = held
+    return out
+
+
 def normal(*shape: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:
     """Rows of very different sizes."""
     rng = np.random.default_rng((*shape, seed))

@@ -44,7 +44,9 @@ def aligned(a, to=128):
 class Problem:
     """Random operands of one shape. exact: all sums are exact in fp32, in any order."""
 
-    def __init__(self, m, n, k, format="e3m2", half="float16", group=0, bias=True, exact=True, seed=0):
+    def __init__(
+        self, m, n, k, format="e3m2", half="float16", group=0, bias=True, exact=True, seed=0, residual=False
+    ):
         rng = np.random.default_rng(seed)
         self.m, self.n, self.k, self.format, self.half = m, n, k, format, half
         e8m0, self.group = group == 32, abs(group)
@@ -69,6 +71,7 @@ class Problem:
             self.group_scale = (2.0**power).astype(np.float16)
             self.group_value = self.group_scale.astype(np.float64)
         self.table = table
+        self.residual = rng.standard_normal((m, n) if residual else 0).astype(HALVES[half])
 
     def weight64(self):
         """[N, K] in float64, without the scale of the channel."""
@@ -76,11 +79,15 @@ class Problem:
         return w * np.repeat(self.group_value, self.group, 1)[:, : self.k] if self.group else w
 
     def want(self):
-        """The exact sum, then three roundings: times the channel's scale, plus bias, to the type of x."""
+        """The exact sum, then the roundings: times the channel's scale, plus bias, plus residual, to the type
+        of x.
+        """
         total = (self.x.astype(np.float64) @ self.weight64().T).astype(np.float32)
         y = total * self.w_scale
         if self.bias.size:
             y = y + self.bias
+        if self.residual.size:
+            y = y + self.residual.astype(np.float32)
         with np.errstate(over="ignore"):
             return y.astype(HALVES[self.half])
 
@@ -92,7 +99,8 @@ class Problem:
         report = emulated.fp_gemm(
             self.format, self.half == "bfloat16", self.k, self.group, aligned(rows.view(np.uint16)),
             aligned(pictures.pack_weight(self.codes, self.format)), aligned(scales), 1.0,
-            aligned(self.w_scale), aligned(self.bias), y.view(np.uint16), sm, sms, splits, options,
+            aligned(self.w_scale), aligned(self.bias), aligned(self.residual).view(np.uint16),
+            y.view(np.uint16), sm, sms, splits, options,
         )  # fmt: skip
         return y, report
 
@@ -218,15 +226,19 @@ def test_random_data_within_the_bound(emulated, format, half, group, k):
 
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("sm", "m"), [(80, 9), (90, 66)])
-def test_epilogue(emulated, sm, m, half, bias):
+def test_epilogue(emulated, sm, m, half, bias, residual):
     """Aligned and odd rows of y; sums at the ends of fp16, which overflow there and only there."""
     for n in (68, 77):
-        p = Problem(m, n, 192, half=half, bias=bias)
+        p = Problem(m, n, 192, half=half, bias=bias, residual=residual)
         p.x *= 512
         p.w_scale[::3] = 2.0**8
         p.w_scale[1::3] = 2.0**-40
-        p.check(emulated, sm)
+        report = p.check(emulated, sm)
+        if residual:
+            count = report["buffers"]["residual"]
+            assert (count["read_min"], count["read_max"]) == (1, 1)
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -246,7 +258,8 @@ def test_smallest_and_largest_activations(emulated, sm, m, half):
 def test_splits_of_k(emulated, sm, m, splits):
     """Exact sums are the same bits for any split; only rows that exist reach the workspace."""
     for format, group in (("e2m3", 0), ("e2m1", 32), ("int4", 128)):
-        report = Problem(m, 130, 5 * 128 + 32, format, group=group).check(emulated, sm, splits=splits)
+        p = Problem(m, 130, 5 * 128 + 32, format, group=group, residual=splits != 3)
+        report = p.check(emulated, sm, splits=splits)
         choice = report["choice"]
         assert choice["splits"] >= 2
         blocks = sum(-(-min(m - t, choice["tokens"]) // 8) for t in range(0, m, choice["tokens"]))
@@ -294,7 +307,8 @@ def test_no_k(emulated, group):
 def test_traffic(emulated, format, half, tokens, group):
     """No bank conflict anywhere, every access coalesced, each byte read once per tile."""
     n = 2 * (192 if tokens == 128 else 128)
-    report = Problem(tokens, n, 512, format, half, group, bias=False).check(emulated, sm_of(tokens))
+    p = Problem(tokens, n, 512, format, half, group, bias=False, residual=half == "float16")
+    report = p.check(emulated, sm_of(tokens))
     choice = report["choice"]
     for name, count in report["shared"].items():
         assert count["actual"] == count["ideal"], f"{name}: {count}"
@@ -319,7 +333,7 @@ def test_traffic(emulated, format, half, tokens, group):
 @pytest.mark.parametrize(("format", "half", "tokens"), TILES)
 def test_no_race_in_twenty_orders(emulated, format, half, tokens):
     group = GROUPS[(FORMATS.index(format) + (half == "bfloat16") + tokens // 16) % 5]
-    p = Problem(TOKENS[tokens][1], 72, 6 * 128 - 40, format, half, group)
+    p = Problem(TOKENS[tokens][1], 72, 6 * 128 - 40, format, half, group, residual=tokens == 64)
     want, sm = p.want(), sm_of(tokens)
     for seed in range(20):
         y, _ = p.run(emulated, sm, splits=1 + seed % 3, seed=seed, smem_base_mod=(0, 128, 256, 512)[seed % 4])
@@ -440,20 +454,24 @@ def test_dequantize(emulated, format, half, n, k, stride, group):
 
 
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize(
     ("m", "n", "first", "of"), [(1, 1, 0, 1), (5, 64, 64, 128), (3, 7, 64, 71), (300, 36, 0, 36)]
 )
-def test_finish(emulated, half, bias, m, n, first, of):
-    """Scale and bias of a panel of channels, rounded as in the kernel's own epilogue."""
+def test_finish(emulated, half, residual, bias, m, n, first, of):
+    """Scale, bias and residual of a panel of channels, rounded as in the kernel's own epilogue."""
     rng = np.random.default_rng(n)
     total = rng.standard_normal((m, n)).astype(np.float32)
     scale, offset = (rng.standard_normal(of).astype(np.float32) for _ in range(2))
     y = aligned(np.zeros((m, of), HALVES[half]))
-    arrays = (aligned(total), aligned(scale), aligned(offset) if bias else EMPTY)
+    added = aligned(rng.standard_normal((m, of) if residual else 0).astype(HALVES[half]))
+    arrays = (aligned(total), aligned(scale), aligned(offset) if bias else EMPTY, added.view(np.uint16))
     emulated.fp_gemm_finish(half == "bfloat16", *arrays, y.view(np.uint16), first, {"seed": m})
     want = np.zeros((m, of), np.float32)
     want[:, first : first + n] = total * scale[first : first + n] + (offset[first : first + n] if bias else 0)
+    if residual:
+        want[:, first : first + n] += added[:, first : first + n].astype(np.float32)
     compare.exact(y, want.astype(HALVES[half]))
 
 

@@ -16,18 +16,19 @@ SHARED = 166912
 
 
 def run(emulated, kind, x, fmt="packed4", bits=4, clip=None, k_out=None, eps=1e-5, offset=0.0, **more):
-    """(codes as bytes, scale or None, sum or None, report). clip None: static. `more`: the other inputs,
-    pads, activation, start (of every buffer, in bytes), shared, and options of the emulator.
+    """(codes or floats as bytes, scale or None, sum or None, report). clip None: static. `more`: the other
+    inputs, pads, activation, start (of every buffer, in bytes), shared, and options of the emulator.
     """
     rows, width = x.shape
     k = width // 2 if kind == "gated" else width
     index = more.pop("index", None)
     k_out = k if index is None else len(index)
     start = more.pop("start", 0)
-    stride = stride_of(fmt, k_out, more.pop("q_pad", 0))
+    stride = stride_of("int8" if fmt == "floats" else fmt, k_out, more.pop("q_pad", 0))
+    stride *= x.itemsize if fmt == "floats" else 1
     name = next(n for n, t in r.DTYPES.items() if t == x.dtype)
     inputs = {"x": r.stored(x, offset=start)}
-    out = {"q": r.raw(rows * stride, start if fmt != "operand4" else 0)}
+    out = {"q": r.raw(rows * stride, more.pop("q_start", start) if fmt != "operand4" else 0)}
     if index is not None:
         inputs["index"] = r.stored(np.asarray(index, np.int32)[None], offset=2 * start)
     for each in ("factor", "shift"):
@@ -80,6 +81,9 @@ def check(emulated, kind, x, fmt="packed4", bits=4, clip=None, **more):
     else:
         v = fused.gated(x, more.get("activation", "silu")) if kind == "gated" else x.astype(F32)
         v = fused.scaled(v, index, factor, shift)
+    if fmt == "floats":
+        np.testing.assert_array_equal(q, r.floats(v, x.dtype, q.shape[1]))
+        return report
     codes, want = codes_of(v, bits, clip)
     if clip is not None:
         np.testing.assert_array_equal(scale.view(np.uint32), want.view(np.uint32))
@@ -132,6 +136,29 @@ def test_bits(emulated, kind, k):
         check(emulated, kind, x, fmt, bits, (None, 1.0, 0.8)[i % 3], **more)
 
 
+@pytest.mark.parametrize("kind", ["norm", "gated"])
+@pytest.mark.parametrize("k", DEPTHS)
+def test_floats(emulated, kind, k):
+    """The values themselves, rounded once: every dtype, aligned or not, side by side or padded."""
+    for i, dtype in enumerate(r.DTYPES, start=k):
+        rows, size = (1, 3, 5)[i % 3], 4 if dtype == "float32" else 2
+        x = r.normal(rows, 2 * k if kind == "gated" else k, dtype=dtype, seed=i)
+        more = {"start": size * (i % 4 == 1), "q_pad": (0, 0, 3, 8)[i % 4]}
+        if i % 5 == 2:
+            more["q_start"] = size  # results that start elsewhere than x does
+        if kind == "norm":
+            more |= {"factor": column(k, i), "offset": (0.0, 1.0)[i % 2]}
+            if i % 3 != 1:
+                more["residual"] = r.normal(rows, k, dtype=dtype, seed=i + 99)
+        else:
+            more["activation"] = ("silu", "gelu_tanh")[i // 2 % 2]
+        report = check(emulated, kind, x, "floats", 8, **more)
+        assert r.written_once(report, "q") and r.read_once(report, "x")
+        if i % 2:  # not an op's, but the kernel's
+            picked = {"index": some_index(k, k + 5, i), "factor": column(k + 5, i), "shift": column(k + 5, 1)}
+            check(emulated, kind, x, "floats", 8, **(more | picked))
+
+
 LONG = [
     ("norm", 1, 4096, "packed4", 4, "bfloat16"),
     ("norm", 2, 5120, "operand4", 4, "float16"),
@@ -166,6 +193,18 @@ def test_long_rows(emulated, kind, rows, k, fmt, bits, dtype):
             assert r.written_once(report, "sum") or report["rounds"] > 1
 
 
+@pytest.mark.parametrize("kind,rows,k,dtype", [(*row[:3], row[5]) for row in LONG if row[0] != "plain"])
+def test_long_floats(emulated, kind, rows, k, dtype):
+    x = r.normal(rows, 2 * k if kind == "gated" else k, dtype=dtype)
+    more = {}
+    if kind == "norm":
+        more = {"factor": column(k, 0), "residual": r.normal(rows, k, dtype=dtype, seed=1)}
+    for start in (0, x.itemsize):
+        report = check(emulated, kind, x, "floats", 8, **more, start=start)
+        assert r.written_once(report, "q")
+        assert r.read_once(report, "x") == (report["rounds"] == 1 or kind == "gated")
+
+
 def test_norms_that_depend_on_the_last_bit(emulated):
     """fp32 rows, int8 codes, thousands of elements: any other order of the sum moves some code."""
     for k in (1000, 4096, 9000):
@@ -196,10 +235,18 @@ def test_empty(emulated):
     assert "global" not in run(emulated, "plain", np.zeros((0, 64), F32))[3]
     q, scale, _, _ = run(emulated, "plain", np.zeros((2, 0), F32), "int8", 8, 1.0, q_pad=16)
     assert (q == 0).all() and (scale == 1).all()
-    with pytest.raises(ValueError, match="without an index"):
-        emulated.fused_rows(
-            "plain", "float32", 1, 8, 16, {}, {}, "int8", 8, 0.0, 16, 0.0, 0.0, "silu", SHARED, {}
-        )
+    _, _, _, report = run(emulated, "gated", np.zeros((2, 0), F32), "floats", 8)
+    assert "st.global" not in report["global"]
+    for kind, k_out, fmt, stride, words in (
+        ("plain", 16, "int8", 16, "without an index"),
+        ("plain", 8, "floats", 32, "floats leave a norm or a gate"),
+        ("gated", 8, "floats", 28, "too few bytes"),
+        ("gated", 8, "floats", 34, "part of an element"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            emulated.fused_rows(
+                kind, "float32", 1, 8, k_out, {}, {}, fmt, 8, 0.0, stride, 0.0, 0.0, "silu", SHARED, {}
+            )
 
 
 @pytest.mark.parametrize(
@@ -213,7 +260,9 @@ def test_counters(emulated, kind, k, dtype):
     rows, size = 3, 4 if dtype == "float32" else 2
     x = r.normal(rows, 2 * k if kind == "gated" else k, dtype=dtype)
     more = {"residual": r.normal(rows, k, dtype=dtype, seed=1)} if kind == "norm" else {}
-    for (fmt, bits), clip, index in itertools.product(KINDS, (None, 1.0), (None, np.arange(k))):
+    cases = list(itertools.product(KINDS, (None, 1.0), (None, np.arange(k))))
+    cases += [(("floats", 8), None, None)] * (kind != "plain")
+    for (fmt, bits), clip, index in cases:
         more["index"], more["factor"] = index, column(k, 1)
         _, _, _, report = run(emulated, kind, x, fmt, bits, clip, **more)
         assert report["wide"] and r.written_once(report, "q")
@@ -223,12 +272,16 @@ def test_counters(emulated, kind, k, dtype):
         assert loads["bytes"] == moved and r.ratio(loads) <= 2
         assert loads["bytes"] >= 500 * loads["requests"]  # 16 bytes per lane
         written = rows * (
-            k * (1 if fmt == "int8" else 0.5) + 4 * (clip is not None) + k * size * (kind == "norm")
+            k * {"int8": 1, "floats": size}.get(fmt, 0.5)
+            + 4 * (clip is not None)
+            + k * size * (kind == "norm")
         )
         assert stores["bytes"] == written
         if "residual" in more:
             assert r.written_once(report, "sum")
         assert r.free_of_conflicts(report)
+        if fmt == "floats":
+            assert r.ratio(stores) == (1 if size == 2 else 2)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -243,3 +296,5 @@ def test_no_race(emulated, seed):
     check(
         emulated, kind, x, fmt, bits, (None, 1.0)[seed % 2], **more, seed=seed, smem_base_mod=128 * (seed % 2)
     )
+    if kind != "plain":
+        check(emulated, kind, x, "floats", 8, **more, seed=seed)

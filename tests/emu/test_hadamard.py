@@ -129,6 +129,31 @@ def test_adjusted_and_static(emulated, n, block, activation):
         np.testing.assert_array_equal(q.reshape(rows, stride), expected(codes, kind, stride))
 
 
+@pytest.mark.parametrize("activation", [None, "silu", "gelu_tanh"])
+@pytest.mark.parametrize("n,block", [*ADJUSTED, (14336, None)])
+def test_floats(emulated, n, block, activation):
+    """Rows of the values themselves, rounded once: gated or not, adjusted or not, aligned or not, padded."""
+    order, two = had.factor(block or n)
+    norm = float(np.float32(1 / np.sqrt(order * two)))
+    for i, dtype in enumerate(r.DTYPES):
+        rows, pad = 5 if n < 4096 else 2, (0, 0, 8)[i]
+        x = r.normal(rows, 2 * n if activation else n, dtype=dtype, seed=i)
+        v = fused_rows.gated(x, activation) if activation else x.astype(np.float32)
+        v = fused_rows.rotated(v, block or 0)
+        start, stride = x.itemsize * ((n // 4 + i) % 4 == 0), x.itemsize * (n + pad)
+        out = {"codes": "floats", "bits": 8, "clip": 0.0, "q": r.raw(rows * stride, start), "stride": stride}
+        out |= {"scale": np.zeros(0, np.float32), "shift": None}
+        out |= {"activation": activation} if activation else {}
+        if i == 1:  # not an op's, but the kernel's
+            factor = np.random.default_rng(n).uniform(0.5, 4, n).astype(np.float32)
+            out["factor"], v = r.stored(factor[None]), v * factor
+        for sm, sms in ((90, 132), (86, 1)):
+            report, _ = call(emulated, x, block, False, norm, out, start, sm, sms, {"seed": i})
+            np.testing.assert_array_equal(out["q"].reshape(rows, stride), r.floats(v, x.dtype, stride))
+            assert r.read_once(report, "x") and r.written_once(report, "q")
+            assert r.free_of_conflicts(report) or start or pad or n % 64
+
+
 @pytest.mark.parametrize("n,block", SIZES)
 def test_bits(emulated, n, block):
     """Every dtype, number of rows and alignment in turn, and the transpose."""

@@ -1,8 +1,9 @@
 """Mutants of the paged KV cache and its attention: file in csrc, old, new."""
 
 _ATTENTION, _PAGED, _OPS, _EXP = (
-    "cpu/attention-inl.h", "cpu/kv_paged-inl.h", "ops/kv_paged.cpp", "cpu/exp-inl.h",
+    "cpu/attention-inl.h", "cpu/kv_paged-inl.h", "ops/kv_paged_cpu.h", "cpu/exp-inl.h",
 )  # fmt: skip
+_SOFTMAX, _FLOAT = "cpu/split_softmax-inl.h", "cpu/float_attention-inl.h"
 
 EDITS = [
     # the place of a nibble, and what a key is besides its codes
@@ -10,34 +11,37 @@ EDITS = [
     (_ATTENTION, "+ s.zero[t + i] * sum[h];", "+ s.zero[t + i] * sum[0];"),
     # the registers past the last token of a split
     (_ATTENTION, "for (; at % 16; ++at) s.scale[at] = s.zero[at] = 0.f;", ""),
-    (_ATTENTION, "t < padded; ++t) score[t] = 0.f;", "t < padded - 1; ++t) score[t] = 0.f;"),
+    (_SOFTMAX, "t < padded; ++t) score[t] = 0.f;", "t < padded - 1; ++t) score[t] = 0.f;"),
     # the largest score, of a split and of all
-    (_ATTENTION, "*most = lane_max(top);", "*most = score[0];"),
-    (_ATTENTION, "exponential(set1(partial[0] - most))", "exponential(set1(most - most))"),
-    (_ATTENTION, "sum = sum + t[0] * partial[1];", "sum = sum + partial[1];"),
+    (_SOFTMAX, "*most = lane_max(top);", "*most = score[0];"),
+    (_SOFTMAX, "exponential(set1(partial[0] - most))", "exponential(set1(most - most))"),
+    (_SOFTMAX, "sum = sum + t[0] * partial[1];", "sum = sum + partial[1];"),
     # which page, which head, which sequence
     (_ATTENTION, "p.max_pages + (begin + t) / c.page]", "p.max_pages + t / c.page]"),
-    (_ATTENTION, "first = head * group + h;", "first = head + h * kv_heads;"),
-    (_ATTENTION, "while (p.first_split[b + 1] <= split) ++b;", "while (p.first_split[b + 1] < split) ++b;"),
+    (_SOFTMAX, "first = head * group + h,", "first = head + h * kv_heads,"),
+    (_SOFTMAX, "while (p.first_split[b + 1] <= split) ++b;", "while (p.first_split[b + 1] < split) ++b;"),
     (_ATTENTION, "multiply_add(acc[h][j], v, weight[h][at]);", "multiply_add(acc[h][j], v, weight[0][at]);"),
     (_EXP, "set1(1.3981999507e-3f)", "set1(1.3981999507e-2f)"),
     # exact tokens before the others: each one, once, even if there are no others
     (_ATTENTION, "x[i] * prefix.key[t * prefix.stride + i]", "x[i] * prefix.key[i]"),
-    (_ATTENTION, "if (p.prefix && split == p.first_split[b])", "if (p.prefix)"),
+    (_ATTENTION, "if (p.prefix && split == 0)", "if (p.prefix)"),
     (_OPS, "splits || !prefix ? splits : 1", "splits"),
     # what is stored, and where
-    (_PAGED, "if (slot < 0) return;", "if (slot <= 0) return;"),
+    (_PAGED, "if (slot < 0) return;\n  const Kv4Pages", "if (slot <= 0) return;\n  const Kv4Pages"),
     (_PAGED, "if (!is_key || p.key_block == 1)", "if (p.key_block == 1)"),
-    (
-        _PAGED,
-        "kv4_append_head(to, rounded, slot, kv_head, true);",
-        "kv4_append_head(to, x, slot, kv_head, true);",
-    ),
+    (_PAGED, "append(rounded, slot, kv_head, true);", "append(from, slot, kv_head, true);"),
     (_PAGED, "low = sub(mul(a, at(cos + i))", "low = add(mul(a, at(cos + i))"),
     (_EXP, "if (n % 2) v[n / 2] = v[n - 1];", ""),
     # tables that lie
-    (_OPS, "t.max_pages * c.page - more;", "t.max_pages * c.page;"),
-    (_OPS, "page >= 0 && page < c.pages, op", "page >= 0 && page <= c.pages, op"),
+    (_OPS, "t.max_pages * page_size - more;", "t.max_pages * page_size;"),
+    (_OPS, "page >= 0 && page < pages, op", "page >= 0 && page <= pages, op"),
+    # pages of floats: where a token goes and is, the last block of a head, its elements that are not there
+    (_PAGED, "to + (slot * p.kv_heads + head) * p.d", "to + slot * p.kv_heads * p.d"),
+    (_FLOAT, "page * c.page * stride + head * d;", "page * c.page * stride;"),
+    (_FLOAT, "if (d - b * kBlock >= kBlock) return", "if (d >= kBlock) return"),
+    (_FLOAT, "size_t(d - b * kBlock) * sizeof(T)", "kBlock * sizeof(T)"),
+    (_FLOAT, "multiply_add(acc[h][j], v, weight[h][at]);", "multiply_add(acc[h][j], v, weight[0][at]);"),
+    (_FLOAT, "for (; b < blocks; ++b) weigh_values", "for (; b < blocks - 1; ++b) weigh_values"),
 ]
 
 _HEAD, _APPEND = "kernels/kv_cache/head.cuh", "kernels/kv_cache/append.cuh"
@@ -58,7 +62,7 @@ CUDA_EDITS = [
     (_ATTEND, "score(w, tokens, p.dtype == DType::f32);", "score(w, tokens, false);"),
     # tokens that are not there
     (_STAGING, "first + row < w.stored ? S::kPiece : 0", "S::kPiece"),
-    # slots that the cache does not have; what the nibble above the lowest has too much
+    # slots that the cache does not have; a bit of the nibble above
     (_APPEND, "slot < 0 || slot >= p.pages.slots", "slot < 0"),
     (_STAGING, "0x03c003c0u", "0x03e003c0u"),
     (_STAGING, "sum * kCode,", "sum,"),

@@ -22,7 +22,9 @@ TESTS = {
     "fp4": ["tests/ops/test_fp4.py"],
     "fp_gemm": ["tests/ops/test_fp_linear.py", "tests/ops/test_minifloat.py"],
     "kv_cache": ["tests/ops/test_kv_cache.py"],
-    "attention": ["tests/ops/test_kv_paged.py", "tests/ops/test_kv_paged_errors.py"],
+    "attention": [
+        "tests/ops/test_kv_paged.py", "tests/ops/test_kv_paged_errors.py", "tests/ops/test_kv_float.py",
+    ],
     "fused_rows": ["tests/ops/test_fused_rows.py"],
     "int_gemm_cuda": ["tests/emu/test_int_gemm.py"],
     "fp_gemm_cuda": ["tests/emu/test_fp_gemm.py"],
@@ -509,6 +511,8 @@ MUTANTS = [
         "Tile<kShared>::place(begin + e))[0], p.scale)",
         "Tile<kShared>::place(e))[0], p.scale)",
     ),
+    # rows of floats: those of another tile
+    Mutant("hadamard_cuda", _FINISH, "a.c.tile_rows + row) * to.stride", "a.c.tiles + row) * to.stride"),
     # addends: the low-rank row of another token, the channels of another
     Mutant("int_gemm_cuda", _EPILOGUE, "const int t = token + j * step;", "const int t = token + j;"),
     Mutant("int_gemm_cuda", _EPILOGUE, "int64_t(i) * p.n + channel", "int64_t(i) * p.n + channel / 64 * 64"),

@@ -15,6 +15,7 @@ EDITS = [
     (_FP, "kSplitLow = 0x1p-20f, kS", "kSplitLow = 0x1p-120f, kS"),
     (_FP, "D::kSplit && !p.group_scale ? kLower", "D::kSplit ? kLower"),
     (_FP_TILE, "k == 6 ? 2 : 0, 0, 2}}, 2};", "k == 6 ? 0 : 2, 0, 2}}, 2};"),
+    (_FP, "v = add(v, load(residual + i));", "v = add(v, load(residual));"),
     # the codec: ties, saturation, the first binade
     (_FLOAT, "float(q - below >= 0.5f)", "float(q - below > 0.5f)"),
     (_FLOAT, "a = bits < top ? bits :", "a = bits < 2 * top ? bits :"),
@@ -52,6 +53,9 @@ CUDA_EDITS = [
         "v = ptx::add_rn(v, bias[i]);",
         "v = ptx::fma_rn(v, 1.0000001f, bias[i]);",
     ),
+    # a residual past the end of an odd row; that of another panel of channels
+    (_FP_EPILOGUE, "(p.residual, element, valid, wide)", "(p.residual, element, kWide, wide)"),
+    (_FP_CODEC, "(p.residual, to, step, step == 4)", "(p.residual, at * step, step, step == 4)"),
     # a shift where bits wrap around
     (_FP_UNPACK, "return word << kBy | word >> (32 - kBy);", "return word << kBy;"),
     # the last code of the zero point

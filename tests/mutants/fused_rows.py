@@ -6,6 +6,7 @@ _EXP = "cpu/exp-inl.h"
 _ROW_SUM = "kernels/fused_rows/row_sum.cuh"
 _LAYER = "kernels/fused_rows/sm80.cuh"
 _GATE = "kernels/common/activation.cuh"
+_ENDS, _DEALT = "kernels/quantize/adjust.cuh", "kernels/fused_rows/config.h"
 
 EDITS = [
     # rows that leave as codes: the order of a sum, what is left of a level, the rounded residual
@@ -20,6 +21,11 @@ EDITS = [
         _FUSED,
         "const V s = part(values + i, count);",
         "const V s = sum ? add(part(x + i, count), part(residual + i, count)) : part(values + i, count);",
+    ),
+    (
+        _FUSED,
+        "set_part(y + j, scaled(part(values + j, count), j, count), count);",
+        "set_part(y + j, part(values + j, count), count);",
     ),
     # the order of two factors and of a step and a shift
     (
@@ -56,7 +62,7 @@ CUDA_EDITS = [
     ),
     (_ROW_SUM, "one = add_lane(one, 2);", "one = add_lane(one, 16);"),
     (_ROW_SUM, "const int e = 128 * g + 32 * j", "const int e = 32 * j"),
-    (_LAYER, "    to_float(x, raw, dtype);\n", ""),
+    (_LAYER, "if (p.dtype != DType::f32) to_float(v[i], raw[i], p.dtype);", ""),
     # the ends of exp; the gate for the up; the gather's place
     (_GATE, "ptx::max_f32(t, -87.f), 88.f", "ptx::max_f32(t, -87.f), 87.f"),
     (_GATE, "ptx::mul_rn(gate, sigmoid(at)), up", "ptx::mul_rn(up, sigmoid(at)), gate"),
@@ -69,4 +75,7 @@ CUDA_EDITS = [
     ),
     (_LAYER, "if (p.gain_offset != 0.f) f = ptx::add_rn(f, p.gain_offset);", ""),
     (_LAYER, "float(int(p.k)));", "float(int(p.k_out)));"),
+    # rows of floats: the end of a row, results that start elsewhere than the rows
+    (_ENDS, "int(to.stride / size_of(to.dtype))", "int(to.stride / 2)"),
+    (_DEALT, "c.wide = c.wide && c.wide_store;", "c.wide_store = true;"),
 ]

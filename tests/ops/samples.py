@@ -195,6 +195,15 @@ def _fp_linear() -> Iterator[Sample]:
         yield (x, tiles, case.format, torch.from_numpy(d.w_scale), scale, bias), compare.to_numpy(want)
 
 
+def _fp_linear_residual() -> Iterator[Sample]:
+    for args, want in _fp_linear():
+        residual = _x(*want.shape, dtype=args[0].dtype).round()
+        total = torch.from_numpy(want.astype(np.float32)) + residual.float()
+        exact = abs(total) < 1 << (8 if args[0].dtype == torch.bfloat16 else 11)
+        if bool(exact.all()):  # else `want` is rounded already
+            yield (*args, residual), compare.to_numpy(total.to(args[0].dtype))
+
+
 def _kv4_quantize() -> Iterator[Sample]:
     codes, params = oracle.kv4_quantize_exact(_x(2, 3, 10).numpy(), 0.9)
     yield (_x(2, 3, 10), 0.9), (codec.pack_nibbles(codes - 8), params)
@@ -336,6 +345,44 @@ def _rms_norm_quantize() -> Iterator[Sample]:
     yield (_x(3, 33), weight, 1e-6, 8, None, None, None, False, 0.9), (*want, total)
 
 
+def _rms_norm() -> Iterator[Sample]:
+    for x in (_x(3, 33), _x(2, 3, 16, dtype=torch.bfloat16)):
+        weight, residual = _columns(x.shape[-1], 1)[1], x.flip(0)
+        total = fused.added(compare.to_numpy(x), compare.to_numpy(residual))
+        v = fused.normalised(total, weight.numpy(), 1e-6, None, 1.0)
+        yield (x, weight, 1e-6, residual, 1.0), (v.astype(total.dtype), total)
+        v = fused.normalised(compare.to_numpy(x), weight.numpy(), 1e-6)
+        yield (x, weight, 1e-6), (v.astype(total.dtype), np.empty(0, dtype=total.dtype))
+
+
+def _gated() -> Iterator[Sample]:
+    for x, name, block in ((_x(3, 48), "silu", 12), (_x(2, 3, 48, dtype=torch.float16), "gelu_tanh", None)):
+        values = compare.to_numpy(x)
+        yield (x, name, block), fused.gated(values, name, block).astype(values.dtype)
+
+
+def _kv_attend() -> Iterator[Sample]:
+    """Scores are equal, so what comes out are means."""
+    for dtype in (torch.float32, torch.bfloat16):
+        (cos, sin), lengths = _rotation(2, 6), [2, 15]
+        key, value = _x(4, 16, 2, 10, dtype=dtype), torch.zeros(4, 16, 2, 10, dtype=dtype)
+        table = torch.tensor([[2, -1], [0, 3]], dtype=torch.int32)
+        value[2, 0], value[0, :15] = 4, torch.arange(10).to(dtype)
+        qkv = torch.zeros(2, 80, dtype=dtype)
+        qkv[:, 40:60], qkv[0, 60:], qkv[1, 60:] = _x(2, 20, dtype=dtype), 8, torch.arange(20.0).to(dtype)
+        k = attention.norm_rope_exact(
+            compare.to_numpy(qkv[:, 40:60]).reshape(2, 2, 10), cos.numpy(), sin.numpy(), None, 1e-6
+        )
+        want = [compare.to_numpy(t).copy() for t in (key, value)]
+        for b, at in enumerate(((2, 2), (0, 15))):
+            want[0][at], want[1][at] = k[b], compare.to_numpy(qkv[b, 60:]).reshape(2, 10)
+        out = np.stack([want[1][2, :3].mean(0), want[1][0].mean(0)]).repeat(2, 1).reshape(2, 40)
+        yield (
+            (qkv, cos, sin, 4, 2, key, value, table, torch.tensor(lengths, dtype=torch.int32), 0.5),
+            (out.astype(want[1].dtype), *want),
+        )
+
+
 def _gated_quantize() -> Iterator[Sample]:
     for bits, x, name, static in (
         (8, _x(3, 48), "silu", False),
@@ -366,9 +413,11 @@ SAMPLES: dict[str, Callable[[], Iterator[Sample]]] = {
     "encode_fp": _encode_fp,
     "prepack_fp_weight": _prepack_fp_weight,
     "prepack_fp_group_scale": _prepack_fp_group_scale,
-    "fp_linear": _fp_linear,
+    "fp_linear": lambda: (*_fp_linear(), *_fp_linear_residual()),
     "quantize_static": _quantize_static,
+    "rms_norm": _rms_norm,
     "rms_norm_quantize": _rms_norm_quantize,
+    "gated": _gated,
     "gated_quantize": _gated_quantize,
     "kv4_quantize": _kv4_quantize,
     "kv4_dequantize": _kv4_dequantize,
@@ -377,6 +426,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Sample]]] = {
     "kv4_attention": _kv4_attention,
     "kv4_attend": _kv4_attend,
     "kv4_attend_quantize": _kv4_attend_quantize,
+    "kv_attend": _kv_attend,
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lowbit.kv_cache import PagedFloatCache
+from lowbit.kv_cache import PagedFloatCache, _Places
 from torch import Tensor
 
 from tests.oracle import compare
@@ -37,6 +37,13 @@ class Lists:
         k, v = (torch.stack(x).repeat_interleave(HEADS // KV_HEADS, 1) for x in held)  # [T, H, D]
         weights = (torch.einsum("hd,thd->ht", q, k) * scale).softmax(-1)
         return torch.einsum("ht,thd->hd", weights, v).flatten()
+
+
+@pytest.fixture(autouse=True, params=["as here", "as on a card"])
+def attends(request, monkeypatch):
+    """With the op, and with torch's attention, which runs on any device."""
+    if request.param == "as on a card":
+        monkeypatch.setattr(PagedFloatCache, "places", lambda self, tables: _Places.of(tables, self.page))
 
 
 class Both:

@@ -97,6 +97,34 @@ def test_rows_do_not_see_each_other(case, isa):
     compare.exact(got[keep], whole[keep])
 
 
+@pytest.mark.parametrize("case", [*BASE, *CASES[::11]], ids=str)
+def test_residual(case, isa):
+    """Added to the fp32 sum, behind the bias, before the one rounding."""
+    args = arguments(case, minifloat.data(case))
+    plain = OPS.fp_linear(*args)
+    g = torch.Generator().manual_seed(case.n)
+    residual = stored((torch.randn(plain.shape, generator=g) * 3).to(plain.dtype), "strided")
+    before = snapshot([*args, residual])
+    got = OPS.fp_linear(*args, residual)
+    assert_unchanged([*args, residual], before)
+    if ON_CPU:  # whose sums are the same ones in every dtype
+        total = OPS.fp_linear(args[0].float(), *args[1:]) + residual.float()
+        compare.exact(got, total.to(plain.dtype), allow_empty=True)
+    else:
+        unit, want = compare.UNIT[case.dtype], plain.double() + residual.double()
+        bound = unit * (plain.double().abs() + want.abs()) + 1e-6
+        compare.elementwise(got, want.numpy(), 1.01 * bound.numpy())
+    compare.exact(OPS.fp_linear(*args, torch.zeros_like(plain)), plain, allow_empty=True)
+
+
+def test_a_residual_is_of_the_result():
+    args = arguments(BASE[0], minifloat.data(BASE[0]))
+    with pytest.raises(RuntimeError, match=r"fp_linear: residual has shape \[8, 37\], expected \[9, 37\]"):
+        OPS.fp_linear(*args, torch.zeros(8, 37, dtype=args[0].dtype))
+    with pytest.raises(RuntimeError, match="fp_linear: residual has dtype float64, expected float"):
+        OPS.fp_linear(*args, torch.zeros(9, 37).double())
+
+
 @pytest.mark.parametrize("case", BASE, ids=str)
 def test_close_to_the_reference(case, isa):
     args = arguments(case, minifloat.data(case, seed=2))
@@ -224,9 +252,11 @@ def test_gradient_is_exact():
         w = torch.from_numpy(d.weight64(case) * d.w_scale[:, None].astype(np.float64)).float()
         x = args[0].clone().requires_grad_()
         bias = None if args[5] is None else args[5].clone().requires_grad_()
-        y = lowbit.ops.fp_linear(x, *args[1:5], bias)
+        residual = torch.randn(case.m, case.n, requires_grad=True)
+        y = lowbit.ops.fp_linear(x, *args[1:5], bias, residual)
         grad = torch.randn_like(y)
         y.backward(grad)
+        assert torch.equal(residual.grad, grad)
         torch.testing.assert_close(x.grad, grad @ w, rtol=1e-5, atol=1e-5)
         if bias is not None:
             torch.testing.assert_close(bias.grad, grad.sum(0), rtol=1e-6, atol=1e-5)

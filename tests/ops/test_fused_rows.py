@@ -1,5 +1,5 @@
-"""quantize_static, rms_norm_quantize, gated_quantize: exact on every ISA, equal to the ops they fuse, and
-close to the textbook.
+"""rms_norm, gated, and with codes rms_norm_quantize, gated_quantize, quantize_static: exact on every ISA,
+equal to the ops they fuse, and close to the textbook.
 """
 
 import itertools
@@ -170,7 +170,30 @@ def static_expected(args: list) -> tuple[np.ndarray, ...]:
     return (fused.stored(fused.static_codes(v, bits), bits),)
 
 
+def norm_float_args(case: Case, seed: int = 0) -> list:
+    args = norm_args(replace(case, index="none"), seed)
+    return [*args[:3], args[4], case.gain_offset]
+
+
+def norm_float_expected(args: list) -> tuple[np.ndarray, ...]:
+    x, weight, eps, residual, gain_offset = as_numpy(*args)
+    total = np.empty(0, dtype=x.dtype) if residual is None else fused.added(x, residual)
+    v = fused.normalised(x if residual is None else total, weight, eps, None, gain_offset)
+    return v.astype(x.dtype), total
+
+
+def gated_float_args(case: Case, seed: int = 0) -> list:
+    return [rows(case, 2 * case.shape[-1], seed), case.activation, case.block]
+
+
+def gated_float_expected(args: list) -> tuple[np.ndarray, ...]:
+    gate_up, activation, block = as_numpy(*args)
+    return (fused.gated(gate_up, activation, block).astype(gate_up.dtype),)
+
+
 OPERATIONS = {
+    "rms_norm": (norm_float_args, norm_float_expected),
+    "gated": (gated_float_args, gated_float_expected),
     "rms_norm_quantize": (norm_args, norm_expected),
     "gated_quantize": (gated_args, gated_expected),
     "quantize_static": (static_args, static_expected),
@@ -178,7 +201,7 @@ OPERATIONS = {
 CALLS = [
     pytest.param(name, case, id=f"{name}-{case}")
     for name in OPERATIONS
-    for case in CASES + ([] if name == "rms_norm_quantize" else ROTATED)
+    for case in CASES + ([] if name.startswith("rms_norm") else ROTATED)
 ]
 
 
@@ -237,6 +260,22 @@ def test_fused_equals_its_parts(bits, isa):
     turned = OPS.hadamard(v, 32**-0.5, 32)
     same((OPS.quantize_static(turned, bits, step, shift, index),), static[:1])
     same((OPS.quantize_static(turned[:, index.long()], bits, step, shift),), static[:1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_floats_become_the_codes_of_the_fused_op(dtype, isa):
+    """In fp32, where nothing is rounded on the way; elsewhere the codes are of the values before rounding."""
+    x, weight, gate_up = _random(5, 96).to(dtype), _random(96, seed=2), _random(5, 192, seed=5).to(dtype)
+    y, total = OPS.rms_norm(x, weight, EPS, x, 1.0)
+    q, scale, same_total = OPS.rms_norm_quantize(x, weight, EPS, 8, x, gain_offset=1.0)
+    z, (r, z_scale) = OPS.gated(gate_up, "gelu_tanh", 32), OPS.gated_quantize(gate_up, 8, "gelu_tanh", 32)
+    same((total,), (same_total,))
+    assert y.dtype == z.dtype == dtype
+    for v, codes, s in ((y, q, scale), (z, r, z_scale)):
+        if dtype == torch.float32:
+            same(OPS.quantize_int8(v), (codes, s))
+        off = (v.float() / s[:, None] - codes.float()).abs().max()
+        assert off <= 0.5 + 127 * compare.UNIT[str(dtype).removeprefix("torch.")]
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -412,6 +451,16 @@ BAD = [
     ("quantize_static", (F, 8, None, None, I24 + 1), ["index", "24", "0 to 23"]),
     ("quantize_static", (F, 8, None, None, I24 - 1), ["index", "-1", "0 to 23"]),
     ("quantize_static", (F, 8, None, None, None, 7), ["block", "7", "24"]),
+    ("rms_norm", (F.long(), W24, EPS), ["x", "int64", "float32"]),
+    ("rms_norm", (F, W24[:3], EPS), ["weight", "[3]", "[24]"]),
+    ("rms_norm", (F, W24.bfloat16(), EPS), ["weight", "bfloat16", "float32"]),
+    ("rms_norm", (F, W24, -1.0), ["eps", "-1", "at least 0"]),
+    ("rms_norm", (F, W24, EPS, F[:2]), ["residual", "[2, 24]", "[3, 24]"]),
+    ("rms_norm", (F, W24, EPS, F.half()), ["residual", "float16", "float32"]),
+    ("gated", (GU.double(),), ["gate_up", "float64", "float32"]),
+    ("gated", (GU[:, 1:],), ["gate_up", "47", "even"]),
+    ("gated", (GU, "relu"), ["activation", "relu", "silu"]),
+    ("gated", (GU, "silu", 7), ["block", "7", "24"]),
     ("rms_norm_quantize", (F.long(), W24, EPS, 8), ["x", "int64", "float32"]),
     ("rms_norm_quantize", (F, W24[:3], EPS, 8), ["weight", "[3]", "[24]"]),
     ("rms_norm_quantize", (F, W24.bfloat16(), EPS, 8), ["weight", "bfloat16", "float32"]),

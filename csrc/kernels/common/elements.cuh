@@ -117,29 +117,45 @@ LOWBIT_DEVICE void store_elements(void* y, DType dtype, int at, const float (&x)
   for (int i = 0; i < kCount; ++i) ptx::st_global(p + i, round_half(x[i], dtype));
 }
 
-// Eight elements at y + begin, those before `count`; the counterpart of load_chunk.
-template <bool kWide>
-LOWBIT_DEVICE void store_chunk(void* y, DType dtype, int begin, int count, const float (&x)[kChunk]) {
-  if constexpr (kWide) {
-    if (begin >= count) return;
-    if (dtype == DType::f32) {
-      const float low[4] = {x[0], x[1], x[2], x[3]}, high[4] = {x[4], x[5], x[6], x[7]};
-      store_elements(y, dtype, begin, low, true);
-      if (begin + 4 < count) store_elements(y, dtype, begin + 4, high, true);
-      return;
-    }
-    ptx::u32x4 v;
+// Eight elements rounded to the dtype, as they are stored.
+LOWBIT_DEVICE void round_chunk(RawChunk& raw, const float (&x)[kChunk], DType dtype) {
+  if (dtype == DType::f32) {
     LOWBIT_UNROLL
-    for (int i = 0; i < 4; ++i) v[i] = round_halves(x[2 * i], x[2 * i + 1], dtype);
-    ptx::st_global(reinterpret_cast<ptx::u32x4*>(static_cast<uint16_t*>(y) + begin), v);
+    for (int i = 0; i < kChunk; ++i) raw.w[i] = ptx::bit_cast<uint32_t>(x[i]);
+  } else {
+    LOWBIT_UNROLL
+    for (int i = 0; i < 4; ++i) raw.w[i] = round_halves(x[2 * i], x[2 * i + 1], dtype);
+  }
+}
+
+// Eight elements to y + begin, those before `count`; the counterpart of load_chunk.
+template <bool kWide>
+LOWBIT_DEVICE void store_raw(void* y, DType dtype, int begin, int count, const RawChunk& raw) {
+  uint8_t* p = static_cast<uint8_t*>(y) + int64_t(begin) * size_of(dtype);
+  const int left = count - begin;
+  if constexpr (kWide) {
+    LOWBIT_UNROLL
+    for (int h = 0; h < 2; ++h)
+      if (4 * h < left && (h == 0 || dtype == DType::f32))
+        ptx::st_global(reinterpret_cast<ptx::u32x4*>(p) + h,
+                       ptx::u32x4{{raw.w[4 * h], raw.w[4 * h + 1], raw.w[4 * h + 2], raw.w[4 * h + 3]}});
+  } else if (dtype == DType::f32) {
+    LOWBIT_UNROLL
+    for (int i = 0; i < kChunk; ++i)
+      if (i < left) ptx::st_global(reinterpret_cast<uint32_t*>(p) + i, raw.w[i]);
   } else {
     LOWBIT_UNROLL
     for (int i = 0; i < kChunk; ++i)
-      if (begin + i < count) {
-        const float one[1] = {x[i]};
-        store_elements(y, dtype, begin + i, one, true);
-      }
+      if (i < left)
+        ptx::st_global(reinterpret_cast<uint16_t*>(p) + i, uint16_t(raw.w[i / 2] >> (16 * (i % 2))));
   }
+}
+
+template <bool kWide>
+LOWBIT_DEVICE void store_chunk(void* y, DType dtype, int begin, int count, const float (&x)[kChunk]) {
+  RawChunk raw;
+  round_chunk(raw, x, dtype);
+  store_raw<kWide>(y, dtype, begin, count, raw);
 }
 
 }  // namespace lowbit::kernels

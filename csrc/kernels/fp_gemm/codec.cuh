@@ -6,6 +6,7 @@
 #include "../../numeric/minifloat.h"
 #include "../../ptx/sync.h"
 #include "../common/elements.cuh"
+#include "epilogue.cuh"
 #include "group_scale.cuh"
 #include "unpack.cuh"
 
@@ -97,7 +98,13 @@ finish_kernel(const FinishParams p) {
     v[i] = ptx::mul_rn(v[i], ptx::ld_global<ptx::Load::kNc>(p.w_scale + first + i));
     if (p.bias) v[i] = ptx::add_rn(v[i], ptx::ld_global<ptx::Load::kNc>(p.bias + first + i));
   }
-  auto* y = static_cast<uint16_t*>(p.y) + (row * p.y_stride + first);
+  const int64_t to = row * p.y_stride + first;
+  if (p.residual) {
+    const auto residual = load_halves<kHalf>(p.residual, to, step, step == 4);
+    LOWBIT_UNROLL
+    for (int i = 0; i < 4; ++i) v[i] = ptx::add_rn(v[i], residual[i]);
+  }
+  auto* y = static_cast<uint16_t*>(p.y) + to;
   const DType dtype = kHalf == Half::kF16 ? DType::f16 : DType::bf16;
   if (step == 1) return ptx::st_global(y, round_half(v[0], dtype));
   ptx::st_global(reinterpret_cast<ptx::u32x2*>(y),

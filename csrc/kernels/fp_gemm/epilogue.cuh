@@ -51,8 +51,27 @@ LOWBIT_DEVICE bool reduce_splits(const Team<kThreads>& team, float* sums, int li
   return true;
 }
 
-// y of a staged tile: sum * factor (exact), * w_scale, + bias, then fp16 or bf16: three roundings in this
-// order.
+// Four channels of a row of fp16 or bf16, as floats; those from `valid` on zero.
+template <Half kHalf>
+LOWBIT_DEVICE ptx::f32x4 load_halves(const void* from, int64_t element, int valid, bool wide) {
+  const auto* h = static_cast<const uint16_t*>(from) + element;
+  ptx::u16x4 bits{};
+  if (wide) {
+    bits = ptx::ld_global<ptx::Load::kNc>(reinterpret_cast<const ptx::u16x4*>(h));
+  } else {
+    LOWBIT_UNROLL
+    for (int i = 0; i < kWide; ++i)
+      if (i < valid) bits[i] = ptx::ld_global<ptx::Load::kNc>(h + i);
+  }
+  ptx::f32x4 v;
+  LOWBIT_UNROLL
+  for (int i = 0; i < kWide; ++i)
+    v[i] = kHalf == Half::kF16 ? ptx::cvt_f32_f16(bits[i]) : ptx::cvt_f32_bf16(bits[i]);
+  return v;
+}
+
+// y of a staged tile: sum * factor (exact), * w_scale, + bias, + residual, then fp16 or bf16: a rounding
+// each, in this order.
 template <Half kHalf, int kRows, int kThreads>
 LOWBIT_DEVICE void write_tile(const Team<kThreads>& team, const Params& p, ptx::smem_ptr<float> tile, int row,
                               int token, int tokens) {
@@ -65,14 +84,18 @@ LOWBIT_DEVICE void write_tile(const Team<kThreads>& team, const Params& p, ptx::
   if (p.bias) bias = load_channels(p.bias + row + first, valid, wide);
   for (int t = team.thread() / kAcross; t < tokens && token + t < p.m; t += kThreads / kAcross) {
     const auto sums = ptx::ld_shared((tile + (t * (kRows + kPad) + first)).template as<ptx::f32x4>());
+    const int64_t element = int64_t(token + t) * p.n + row + first;
+    ptx::f32x4 residual = {};
+    if (p.residual) residual = load_halves<kHalf>(p.residual, element, valid, wide);
     ptx::u16x4 h;
     LOWBIT_UNROLL
     for (int i = 0; i < kWide; ++i) {
       float v = ptx::mul_rn(ptx::mul_rn(sums[i], p.factor), w_scale[i]);
       if (p.bias) v = ptx::add_rn(v, bias[i]);
+      if (p.residual) v = ptx::add_rn(v, residual[i]);
       h[i] = kHalf == Half::kF16 ? ptx::cvt_rn_f16_f32(v) : ptx::cvt_rn_bf16_f32(v);
     }
-    store_channels(p.y, int64_t(token + t) * p.n + row + first, valid, wide, h);
+    store_channels(p.y, element, valid, wide, h);
   }
 }
 

@@ -1,5 +1,5 @@
-// y[m, n] = (sum_k x[m, k] w[n, k]) * w_scale[n] + bias[n] on CUDA, w in 4 or 6 bits, x in fp16 or bf16: what
-// the kernels take. No torch.
+// y[m, n] = (sum_k x[m, k] w[n, k]) * w_scale[n] + bias[n] + residual[m, n] on CUDA, w in 4 or 6 bits, x in
+// fp16 or bf16: what the kernels take. No torch.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +39,7 @@ struct Params {
   float factor;          // the power of two of factor_of, or more where the format is scaled integers
   const float* w_scale;  // [n], 16-byte aligned, as bias
   const float* bias;     // [n] or null
+  const void* residual;  // [m, n] in the type of x, 16-byte aligned, or null
   void* y;               // [m, n] in the type of x, 16-byte aligned
   // how the work is cut (config.h)
   int32_t splits, stages_per_split;
@@ -59,12 +60,14 @@ struct DequantizeParams {
   int64_t out_stride;
 };
 
-// y[m, n] = sum[m, n] * w_scale[n] + bias[n], rounded to fp16 or bf16: what follows torch's matmul.
+// y[m, n] = sum[m, n] * w_scale[n] + bias[n] + residual[m, n], rounded to fp16 or bf16: what follows torch's
+// matmul.
 struct FinishParams {
   int32_t m, n;
   const float* sum;      // [m, n]
   const float* w_scale;  // [n]
   const float* bias;     // [n] or null
+  const void* residual;  // as y, on 8 bytes if n and y_stride are multiples of 4; or null
   void* y;               // rows of y_stride elements
   int64_t y_stride;
 };

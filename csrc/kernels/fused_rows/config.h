@@ -40,6 +40,7 @@ inline Config choose(const Params& p, const Device& device) {
   for (const void* each : all) start |= reinterpret_cast<uintptr_t>(each);
   c.wide = quantize::wide_rows(start, p.dtype, p.k, p.k) && p.k_out % 4 == 0;
   c.wide_store = quantize::wide_codes(p.to);
+  if (p.to.codes == quantize::Codes::kFloats) c.wide = c.wide && c.wide_store;
   c.team = quantize::team_of(c.inputs > c.chunks ? c.inputs : c.chunks, c.wide, kMaxThreads);
   int64_t words = 0;
   if (c.team.size > 32) {
@@ -61,6 +62,8 @@ inline Error check(const Params& p) {
   if (p.kind == Kind::kNorm && p.k > kMaxNorm) return "rms_norm_quantize: a row has more than 2^20 elements";
   if (!p.adjust.index && p.k_out != p.k) return "fused_rows: without an index there is a code per element";
   if (p.adjust.index && p.k == 0 && p.k_out) return "fused_rows: an index into rows of no elements";
+  if (p.kind == Kind::kPlain && p.to.codes == quantize::Codes::kFloats)
+    return "fused_rows: floats leave a norm or a gate";
   if (!p.to.scale && p.to.clip != 0) return "fused_rows: static codes have clip 0";
   return quantize::check_output(p.to, p.k_out);
 }

@@ -8,45 +8,14 @@
 // A transform behind the gate is the Hadamard kernel's, which takes gates and ups itself.
 #pragma once
 
+#include <type_traits>
+
 #include "../common/activation.cuh"
 #include "../quantize/adjust.cuh"
 #include "config.h"
 #include "row_sum.cuh"
 
 namespace lowbit::kernels::fused_rows {
-
-// Rounds to the dtype: raw as it is stored, x as it reads.
-LOWBIT_DEVICE void round_chunk(RawChunk& raw, float (&x)[kChunk], DType dtype) {
-  if (dtype == DType::f32) {
-    LOWBIT_UNROLL
-    for (int i = 0; i < kChunk; ++i) raw.w[i] = ptx::bit_cast<uint32_t>(x[i]);
-  } else {
-    LOWBIT_UNROLL
-    for (int i = 0; i < 4; ++i) raw.w[i] = round_halves(x[2 * i], x[2 * i + 1], dtype);
-    to_float(x, raw, dtype);
-  }
-}
-
-template <bool kWide>
-LOWBIT_DEVICE void store_raw(void* y, DType dtype, int begin, int count, const RawChunk& raw) {
-  uint8_t* p = static_cast<uint8_t*>(y) + int64_t(begin) * size_of(dtype);
-  if constexpr (kWide) {
-    LOWBIT_UNROLL
-    for (int h = 0; h < 2; ++h)
-      if (begin + 4 * h < count && (h == 0 || dtype == DType::f32))
-        ptx::st_global(reinterpret_cast<ptx::u32x4*>(p) + h,
-                       ptx::u32x4{{raw.w[4 * h], raw.w[4 * h + 1], raw.w[4 * h + 2], raw.w[4 * h + 3]}});
-  } else if (dtype == DType::f32) {
-    LOWBIT_UNROLL
-    for (int i = 0; i < kChunk; ++i)
-      if (begin + i < count) ptx::st_global(reinterpret_cast<uint32_t*>(p) + i, raw.w[i]);
-  } else {
-    LOWBIT_UNROLL
-    for (int i = 0; i < kChunk; ++i)
-      if (begin + i < count)
-        ptx::st_global(reinterpret_cast<uint16_t*>(p) + i, uint16_t(raw.w[i / 2] >> (16 * (i % 2))));
-  }
-}
 
 // The values of one row, before the gather. `other`: the up half, or the residual, or null.
 template <Kind kKind, bool kWide>
@@ -93,6 +62,7 @@ struct Source {
         v[i][j] = kKind == Kind::kGated ? gated(v[i][j], y[j], p.activation) : ptx::add_rn(v[i][j], y[j]);
       if (kKind == Kind::kNorm) {
         round_chunk(raw[i], v[i], p.dtype);
+        if (p.dtype != DType::f32) to_float(v[i], raw[i], p.dtype);
         store_raw<kWide>(sum, p.dtype, (first + i * step) * kChunk, count, raw[i]);
       }
     }
@@ -142,10 +112,12 @@ LOWBIT_DEVICE void apply_norm(float (&v)[kChunk], const Params& p, int begin, in
   }
 }
 
-template <Kind kKind, int kVectors, bool kWide>
+// kFloats: rows of values instead of codes. Both in one kernel would take 20 registers more.
+template <Kind kKind, int kVectors, bool kWide, bool kFloats>
 LOWBIT_KERNEL(kMaxThreads, 1)
 fused_rows_kernel(const Launch a) {
   constexpr bool kRounds = kVectors == quantize::kLongVectors;
+  using Coder = std::conditional_t<kFloats, quantize::FloatRows<kWide>, quantize::RowCoder>;
   const Params& p = a.p;
   const Team& team = a.c.team;
   const int thread = ptx::thread_index() % team.size, in_block = ptx::thread_index() / team.size;
@@ -179,8 +151,8 @@ fused_rows_kernel(const Launch a) {
   }
   const int count = active ? int(p.k_out) : 0;
   quantize::quantize_rows<kVectors, kRounds>(
-      quantize::RowCoder{p.to, int(p.k_out), a.c.wide_store}, team, a.c.chunks, row, active,
-      smem.template as<uint32_t>(), [&](float (&v)[kVectors][kChunk], int round) {
+      Coder{p.to, int(p.k_out), a.c.wide_store}, team, a.c.chunks, row, active, smem.template as<uint32_t>(),
+      [&](float (&v)[kVectors][kChunk], int round) {
         if (!p.adjust.index && rounds > 1) source.chunks(x, first_of(round), step);
         LOWBIT_UNROLL
         for (int i = 0; i < kVectors; ++i) {

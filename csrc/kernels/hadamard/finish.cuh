@@ -1,5 +1,5 @@
-// From transformed rows in the tile to codes: scaled, picked by an index, times a factor, minus a shift where
-// there is one.
+// From transformed rows in the tile to codes or floats: scaled, picked by an index, times a factor,
+// minus a shift where there is one.
 #pragma once
 
 #include "../quantize/adjust.cuh"
@@ -53,6 +53,22 @@ LOWBIT_DEVICE void get_values(const Work<kShared>& w, const Launch& a, int begin
   }
 }
 
+// Rows of floats need no maximum: chunk by chunk, whosever row it is.
+template <bool kShared>
+LOWBIT_DEVICE void store_float_rows(const Work<kShared>& w, const Launch& a) {
+  const quantize::Output& to = a.p.to;
+  const int n = int(a.p.n), chunks = a.c.chunks;
+  LOWBIT_NO_UNROLL
+  for (int at = ptx::thread_index(); at < w.count / n * chunks; at += ptx::thread_count()) {
+    const int row = at / chunks, chunk = at % chunks;
+    float x[kChunk];
+    get_values(w, a, row * n, chunk * kChunk, int(a.p.n_out), x);
+    uint8_t* y = static_cast<uint8_t*>(to.q) + (w.index * a.c.tile_rows + row) * to.stride;
+    if (a.c.wide_codes) quantize::store_floats<true>(to, y, chunk, x);
+    else quantize::store_floats<false>(to, y, chunk, x);
+  }
+}
+
 // Rows of at most 1024, several per tile: each by a part of a warp, that holds it in registers.
 template <bool kShared>
 LOWBIT_DEVICE void quantize_short_rows(const Work<kShared>& w, const Launch& a) {
@@ -76,8 +92,9 @@ LOWBIT_DEVICE void quantize_long_row(const Work<kShared>& w, const Launch& a) {
   const Params& p = a.p;
   const int n = int(p.n_out), threads = ptx::thread_count();
   const int64_t row = w.index;
+  const quantize::RowCoder coder{p.to, n, a.c.wide_codes};
   quantize::Scale s{1.f, 1.f};
-  if (p.to.scale) {
+  if (!coder.fixed()) {
     uint32_t most = w.most;
     if (adjusted(p.adjust)) {
       most = 0;
@@ -90,18 +107,16 @@ LOWBIT_DEVICE void quantize_long_row(const Work<kShared>& w, const Launch& a) {
     } else {
       most = ptx::bit_cast<uint32_t>(ptx::mul_rn(ptx::bit_cast<float>(most), p.scale));
     }
-    s = quantize::scale_of(quantize::team_max(most, a.c.team, ptx::dynamic_smem<uint32_t>()), p.to);
-    if (ptx::thread_index() == 0) ptx::st_global(p.to.scale + row, s.scale);
+    s = coder.scale(quantize::team_max(most, a.c.team, ptx::dynamic_smem<uint32_t>()));
+    if (ptx::thread_index() == 0) ptx::st_global(coder.scales() + row, s.scale);
   }
-  uint8_t* q = static_cast<uint8_t*>(p.to.q) + row * p.to.stride;
+  uint8_t* q = coder.row(row);
   LOWBIT_NO_UNROLL
   for (int first = 0; first < a.c.chunks; first += threads) {  // collective: whole warps go round
     const int chunk = first + ptx::thread_index();
     float x[kChunk];
     get_values(w, a, 0, chunk * kChunk, n, x);
-    uint32_t code[2];
-    quantize::code_bytes(code, x, s.inverse, p.to);
-    quantize::store_codes(p.to, q, n, chunk, code, a.c.wide_codes, chunk < a.c.chunks);
+    coder.store(q, chunk, x, s.inverse, chunk < a.c.chunks);
   }
 }
 

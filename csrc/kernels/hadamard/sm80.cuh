@@ -240,7 +240,8 @@ LOWBIT_DEVICE void transform_tile(const Launch& a, int64_t tile) {
     if (kMix == Mix::kTable) w.tile = w.other;
   }
   if constexpr (kQuantised) {
-    if (a.c.long_row) quantize_long_row(w, a);
+    if (p.to.codes == quantize::Codes::kFloats) store_float_rows(w, a);
+    else if (a.c.long_row) quantize_long_row(w, a);
     else quantize_short_rows(w, a);
   } else if (a.c.last == Last::kMix ? kMix == Mix::kTable : a.c.last == Last::kLater && !a.c.wide) {
     for (int begin = (ptx::thread_index() >> 5) * 1024; begin < a.c.words; begin += ptx::thread_count() * 32)

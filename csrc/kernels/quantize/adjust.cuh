@@ -7,8 +7,23 @@
 namespace lowbit::kernels::quantize {
 
 // Codes with the scale of the row, or of the values themselves.
-struct RowCoder : quantize::IntegerCoder {
+struct RowCoder : IntegerCoder {
   LOWBIT_DEVICE bool fixed() const { return to.scale == nullptr; }
+};
+
+// The values themselves, rounded to the dtype. kWide: rows start and end on 16 bytes.
+template <bool kWide>
+LOWBIT_DEVICE void store_floats(const Output& to, uint8_t* row, int chunk, const float (&x)[kChunk]) {
+  store_chunk<kWide>(row, to.dtype, chunk * kChunk, int(to.stride / size_of(to.dtype)), x);
+}
+
+// Of a team.
+template <bool kWide>
+struct FloatRows : IntegerCoder {
+  LOWBIT_DEVICE bool fixed() const { return true; }
+  LOWBIT_DEVICE void store(uint8_t* q, int chunk, const float (&x)[kChunk], float, bool active) const {
+    if (active) store_floats<kWide>(to, q, chunk, x);
+  }
 };
 
 // v[i] = get(index[begin + i]), zero past `count`. Of k values; an index past them reads the last.

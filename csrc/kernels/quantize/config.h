@@ -42,14 +42,15 @@ inline constexpr Team team_of(int64_t chunks, bool wide, int most = kMaxThreads)
 
 // Eight k each; those past k hold zeros.
 inline constexpr int64_t chunks_of(const Output& to, int64_t k) {
-  return to.codes == Codes::kPacked4 ? ceil_div(k, 8)
-         : to.codes == Codes::kInt8  ? ceil_div(to.stride, 8)
-                                     : to.stride / 4;
+  return to.codes == Codes::kPacked4  ? ceil_div(k, 8)
+         : to.codes == Codes::kInt8   ? ceil_div(to.stride, 8)
+         : to.codes == Codes::kFloats ? ceil_div(to.stride, 8 * size_of(to.dtype))
+                                      : to.stride / 4;
 }
 
-// Whether every chunk's codes lie on a multiple of their 4 or 8 bytes.
+// Whether every chunk's codes lie on a multiple of their 4 or 8 bytes, or its floats on 16.
 inline bool wide_codes(const Output& to) {
-  const int64_t unit = to.codes == Codes::kInt8 ? 8 : 4;
+  const int64_t unit = to.codes == Codes::kFloats ? 16 : to.codes == Codes::kInt8 ? 8 : 4;
   return to.stride % unit == 0 && reinterpret_cast<uintptr_t>(to.q) % unit == 0;
 }
 
@@ -101,7 +102,13 @@ constexpr int64_t kMaxRow = 1 << 30;  // offsets inside a row are 32-bit
 
 // nullptr, or what is wrong with the output.
 inline Error check_output(const Output& to, int64_t k) {
-  if (k > kMaxRow || to.stride > kMaxRow) return "quantize: a row has more than 2^30 elements";
+  const bool floats = to.codes == Codes::kFloats;
+  if (k > kMaxRow || to.stride > kMaxRow * (floats ? size_of(to.dtype) : 1))
+    return "quantize: a row has more than 2^30 elements";
+  if (floats && to.scale) return "quantize: floats have no scale";
+  if (floats && (to.stride < k * size_of(to.dtype) || to.stride % size_of(to.dtype)))
+    return "quantize: a row of floats has too few bytes, or a part of an element";
+  if (floats) return nullptr;
   if (to.bits != 4 && to.bits != 8) return "quantize: bits must be 4 or 8";
   if (to.codes != Codes::kInt8 && to.bits != 4) return "quantize: packed codes need bits = 4";
   if (to.codes == Codes::kPacked4 && to.stride < (k + 1) / 2) return "quantize: a row has too few bytes";
@@ -110,6 +117,12 @@ inline Error check_output(const Output& to, int64_t k) {
       (to.stride % 32 || to.stride * 2 < k || reinterpret_cast<uintptr_t>(to.q) % 4))
     return "quantize: operand4 rows are aligned multiples of 32 bytes that hold k nibbles";
   return nullptr;
+}
+
+// Of kernels that store codes alone.
+inline Error check_codes(const Output& to, int64_t k) {
+  if (to.codes == Codes::kFloats) return "quantize: floats are an output of kernels that make their rows";
+  return check_output(to, k);
 }
 
 // convert_codes: a thread makes 16 bytes of output (operand4, packed4: 32 k; int8: 16 k). A block has several

@@ -7,7 +7,7 @@
 namespace lowbit::kernels::quantize {
 
 Error quantize_launch(const Params& p, const Device&, Stream stream) {
-  if (Error error = check_output(p.to, p.k)) return error;
+  if (Error error = check_codes(p.to, p.k)) return error;
   const Config c = choose(p);
   const auto kernel = !c.wide               ? quantize_kernel<2, false>
                       : c.team.vectors == 1 ? quantize_kernel<1, true>
@@ -31,7 +31,7 @@ Error convert_codes_launch(const ConvertParams& p, const Device&, Stream stream)
   if (p.to == Codes::kFp4) return "convert_codes: FP4 codes are an input only";
   if (p.from == Codes::kFp4 && p.to != Codes::kInt8) return "convert_codes: FP4 codes become int8 only";
   if (p.from == p.to && p.to == Codes::kPacked4) return "convert_codes: packed4 to packed4 is a copy";
-  if (Error error = check_output({p.to, 4, 1.f, p.q, p.stride, nullptr}, p.k)) return error;
+  if (Error error = check_codes({p.to, 4, 1.f, p.q, p.stride, nullptr}, p.k)) return error;
   const ConvertConfig c = choose(p);
   return launch(convert_codes_kernel, {c.blocks_x, c.blocks_y}, kConvertThreads, 0, stream,
                 ConvertLaunch{p, c});

@@ -14,6 +14,7 @@ enum class Codes : int32_t {
   kInt8,      // int8 [rows, stride], zero past k; holds int4 values too (Hopper's int4 activations)
   kOperand4,  // layout/operand4.h: what the sm_80 s4 GEMM reads, zero past k
   kFp4,       // uint8 [rows, ceil(k / 2)], low nibble = even k, FP4 codes; pad nibble 0
+  kFloats,    // the values, rounded to `dtype`, zero past k: of families that make their rows
 };
 
 // Where the codes of [rows, k] go.
@@ -22,8 +23,9 @@ struct Output {
   int32_t bits;  // 4 or 8: qmax 7 or 127; kPacked4 and kOperand4 need 4
   float clip;    // share of a row's largest magnitude that qmax stands for
   void* q;
-  int64_t stride;  // bytes per row: ceil(k / 2); >= k; a multiple of 32 that is >= ceil(k / 2)
+  int64_t stride;  // bytes per row: ceil(k / 2); >= k; a multiple of 32 that is >= ceil(k / 2); >= k floats
   float* scale;    // [rows]; null where a family knows static codes: those of the values themselves
+  DType dtype{};   // of kFloats, which have no scale
 };
 
 // What a row meets on its way to codes: value index[j] times factor[j] minus shift[j] becomes code j.

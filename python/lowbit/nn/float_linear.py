@@ -27,7 +27,8 @@ class _FloatLinear(QuantizedLinear):
             x = ops.hadamard(x, block**-0.5, block)
         return self._linear(x)
 
-    def _linear(self, x: Tensor) -> Tensor:
+    def _linear(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., N] of x behind the transform (+ residual)."""
         raise NotImplementedError
 
     @property
@@ -147,9 +148,11 @@ class WeightOnlyLinear(_FloatLinear):
         )  # fmt: skip
         return layer._set_weight_parts(weight, bias)
 
-    def _linear(self, x: Tensor) -> Tensor:
+    def _linear(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         scale = self.weight_scale.view(-1)
-        return ops.fp_linear(x, self._tiles, self.weight_format, scale, self._group_tiles, self.bias)
+        return ops.fp_linear(
+            x, self._tiles, self.weight_format, scale, self._group_tiles, self.bias, residual
+        )
 
     def _layout(self) -> dict:
         return {"scale_format": self.scale_format}
@@ -251,13 +254,14 @@ class Fp4Linear(_FloatLinear):
         """4 or 8."""
         return formats.bits_of(self.activation_format)
 
-    def _linear(self, x: Tensor) -> Tensor:
-        return _Fp4Function.apply(
+    def _linear(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = _Fp4Function.apply(
             x, self._tiles, self.weight_scale.view(-1), self.bias,
             self.input_scale if self.static_scale else None,
             self.input_exponent if self.pre_shift else None,
             self.weight_format, self.activation_format, self.clip,
         )  # fmt: skip
+        return y if residual is None else y + residual
 
     def _layout(self) -> dict:
         return {"input_scale": self.static_scale, "input_exponent": self.pre_shift}

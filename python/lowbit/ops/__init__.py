@@ -15,6 +15,7 @@ NAMES = (
     "encode_fp",
     "fp4_linear",
     "fp_linear",
+    "gated",
     "gated_quantize",
     "hadamard",
     "hadamard_",
@@ -28,6 +29,7 @@ NAMES = (
     "kv4_dequantize",
     "kv4_quantize",
     "kv4_rope_append",
+    "kv_attend",
     "pack_int4",
     "prepack_fp_group_scale",
     "prepack_fp_weight",
@@ -38,6 +40,7 @@ NAMES = (
     "quantize_int4",
     "quantize_int8",
     "quantize_static",
+    "rms_norm",
     "rms_norm_quantize",
     "unpack_int4",
 )
@@ -46,6 +49,7 @@ dynamic_linear = torch.ops.lowbit.dynamic_linear
 encode_fp = torch.ops.lowbit.encode_fp
 fp4_linear = torch.ops.lowbit.fp4_linear
 fp_linear = torch.ops.lowbit.fp_linear
+gated = torch.ops.lowbit.gated
 gated_quantize = torch.ops.lowbit.gated_quantize
 hadamard = torch.ops.lowbit.hadamard
 hadamard_ = torch.ops.lowbit.hadamard_
@@ -59,6 +63,7 @@ kv4_attention = torch.ops.lowbit.kv4_attention
 kv4_dequantize = torch.ops.lowbit.kv4_dequantize
 kv4_quantize = torch.ops.lowbit.kv4_quantize
 kv4_rope_append = torch.ops.lowbit.kv4_rope_append
+kv_attend = torch.ops.lowbit.kv_attend
 pack_int4 = torch.ops.lowbit.pack_int4
 prepack_fp_group_scale = torch.ops.lowbit.prepack_fp_group_scale
 prepack_fp_weight = torch.ops.lowbit.prepack_fp_weight
@@ -69,6 +74,7 @@ quantize_fp4 = torch.ops.lowbit.quantize_fp4
 quantize_int4 = torch.ops.lowbit.quantize_int4
 quantize_int8 = torch.ops.lowbit.quantize_int8
 quantize_static = torch.ops.lowbit.quantize_static
+rms_norm = torch.ops.lowbit.rms_norm
 rms_norm_quantize = torch.ops.lowbit.rms_norm_quantize
 unpack_int4 = torch.ops.lowbit.unpack_int4
 

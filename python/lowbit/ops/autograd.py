@@ -28,6 +28,11 @@ def _dynamic_linear_setup(ctx, inputs, output) -> None:
     ctx.save_for_backward(weight, w_scale, group_scale)
 
 
+def _grad_residual(ctx, grad: Tensor, at: int) -> Tensor | None:
+    """Of the last argument, number `at`; needs_input_grad is as long as the call was."""
+    return grad if ctx.needs_input_grad[at:] == (True,) else None
+
+
 def _dynamic_linear_backward(ctx, grad: Tensor):
     weight, w_scale, group_scale = ctx.saved_tensors
     grad_x = None
@@ -39,12 +44,11 @@ def _dynamic_linear_backward(ctx, grad: Tensor):
     grad_bias = None
     if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
-    grad_residual = grad if ctx.needs_input_grad[9:] == (True,) else None  # as long as the call was
-    return grad_x, None, None, None, grad_bias, None, None, None, None, grad_residual
+    return grad_x, None, None, None, grad_bias, None, None, None, None, _grad_residual(ctx, grad, 9)
 
 
 def _fp_linear_setup(ctx, inputs, output) -> None:
-    x, weight, ctx.format, w_scale, group_scale, bias = inputs
+    x, weight, ctx.format, w_scale, group_scale, bias, _residual = inputs
     ctx.k = x.shape[-1]
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(weight, w_scale, group_scale)
@@ -58,7 +62,7 @@ def _fp_linear_backward(ctx, grad: Tensor):
         grad_x = (grad.float() @ w).to(grad.dtype)
     if ctx.bias_dtype is not None and ctx.needs_input_grad[5]:
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype)
-    return grad_x, None, None, None, None, grad_bias
+    return grad_x, None, None, None, None, grad_bias, _grad_residual(ctx, grad, 6)
 
 
 def register() -> None:

@@ -158,6 +158,7 @@ def _(
     w_scale: Tensor,
     group_scale: Tensor | None = None,
     bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     return _linear(x, w_scale.numel(), x.dtype)
 
@@ -206,6 +207,13 @@ def _(
     return _coded(x, x.shape[-1], bits, index, True, unpacked)[0]
 
 
+@_fake("rms_norm")
+def _(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, gain_offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty((0,) if residual is None else x.shape)
+
+
 @_fake("rms_norm_quantize")
 def _(
     x: Tensor,
@@ -222,6 +230,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, scale = _coded(x, x.shape[-1], bits, index, static_scale, unpacked)
     return q, scale, x.new_empty((0,) if residual is None else x.shape)
+
+
+@_fake("gated")
+def _(gate_up: Tensor, activation: str = "silu", hadamard_block: int | None = None) -> Tensor:
+    return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
 
 @_fake("gated_quantize")
@@ -304,6 +317,25 @@ def _(
     prefix_v: Tensor | None = None,
 ) -> Tensor:
     return q.new_empty(q.shape)
+
+
+@_fake("kv_attend")
+def _(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    softmax_scale: float,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    return qkv.new_empty((qkv.shape[0], key_cache.shape[3] * heads))
 
 
 @_fake("kv4_attend")

@@ -4,7 +4,14 @@ Each function has the signature of the `torch.ops.lowbit` op of the same name an
 contract promises it, the same bits. Nothing here is used by the fast path; tests compare the two.
 """
 
-from .attention import kv4_append, kv4_attend, kv4_attend_quantize, kv4_attention, kv4_rope_append
+from .attention import (
+    kv4_append,
+    kv4_attend,
+    kv4_attend_quantize,
+    kv4_attention,
+    kv4_rope_append,
+    kv_attend,
+)
 from .fp4 import fp4_linear, quantize_fp4
 from .fp_gemm import (
     dequantize_fp_weight,
@@ -15,7 +22,7 @@ from .fp_gemm import (
     unprepack_fp_group_scale,
     unprepack_fp_weight,
 )
-from .fused import gated_quantize, quantize_static, rms_norm_quantize, tree_sum
+from .fused import gated, gated_quantize, quantize_static, rms_norm, rms_norm_quantize, tree_sum
 from .int_gemm import dequantize_weight, dynamic_linear, int4_linear, int8_linear
 from .kv_cache import kv4_dequantize, kv4_quantize
 from .layout import (
@@ -37,6 +44,7 @@ __all__ = [
     "encode_fp",
     "fp4_linear",
     "fp_linear",
+    "gated",
     "gated_quantize",
     "hadamard",
     "hadamard_matrix",
@@ -50,6 +58,7 @@ __all__ = [
     "kv4_dequantize",
     "kv4_quantize",
     "kv4_rope_append",
+    "kv_attend",
     "pack_int4",
     "prepack_fp_group_scale",
     "prepack_fp_weight",
@@ -60,6 +69,7 @@ __all__ = [
     "quantize_int4",
     "quantize_int8",
     "quantize_static",
+    "rms_norm",
     "rms_norm_quantize",
     "tree_sum",
     "unpack_int4",

@@ -1,4 +1,4 @@
-"""The paged INT4 KV cache: appending, with norm and RoPE, and decode attention over it.
+"""The paged KV caches: appending, with norm and RoPE, and decode attention over them.
 
 Appending has the bits of the ops. Attention is the same mathematics; the ops sum in another order and are
 compared within a bound.
@@ -91,6 +91,13 @@ def kv4_rope_append(
     return q, k, v
 
 
+def _attention(q: Tensor, keys: Tensor, values: Tensor, softmax_scale: float) -> Tensor:
+    """q [Hkv, group, D] over keys and values fp32 [Hkv, T, D]: [heads, D]."""
+    score = (q.float() * softmax_scale) @ keys.transpose(1, 2)
+    weight = exponential(score - score.amax(-1, keepdim=True))
+    return ((weight @ values) / weight.sum(-1, keepdim=True)).flatten(0, 1)
+
+
 def kv4_attention(
     q: Tensor,
     key_codes: Tensor,
@@ -121,11 +128,14 @@ def kv4_attention(
             for c, p in ((key_codes, key_params), (value_codes, value_params))
         )  # [Hkv, length, D]
         keys, values = (torch.cat(x, 1) for x in zip(prefix, (keys, values), strict=True))
-        heads = q[b].float().unflatten(0, (-1, group))  # [Hkv, group, D]
-        score = (heads * softmax_scale) @ keys.transpose(1, 2)
-        weight = exponential(score - score.amax(-1, keepdim=True))
-        out[b] = ((weight @ values) / weight.sum(-1, keepdim=True)).flatten(0, 1)
+        out[b] = _attention(q[b].unflatten(0, (-1, group)), keys, values, softmax_scale)
     return out.to(q.dtype)
+
+
+def _last_slots(block_table: Tensor, lengths: Tensor, page: int) -> Tensor:
+    """Where the token behind those of each sequence goes."""
+    last = lengths.long()
+    return block_table.gather(1, (last // page).unsqueeze(1)).squeeze(1).long() * page + last % page
 
 
 def kv4_attend(
@@ -150,9 +160,7 @@ def kv4_attend(
     prefix_v: Tensor | None = None,
 ) -> Tensor:
     """One new token per sequence: `kv4_rope_append` at the end of each, then `kv4_attention` over it too."""
-    page = key_codes.shape[2]
-    last = lengths.long()
-    slots = block_table.gather(1, (last // page).unsqueeze(1)).squeeze(1).long() * page + last % page
+    slots = _last_slots(block_table, lengths, key_codes.shape[2])
     caches = (key_codes, key_params, value_codes, value_params)
     q, _, _ = kv4_rope_append(
         qkv, cos, sin, heads, kv_heads, slots, *caches, q_norm, k_norm, eps, clip, key_block
@@ -196,3 +204,34 @@ def kv4_attend_quantize(
         lengths, softmax_scale, q_norm, k_norm, eps, clip, key_block, prefix_k, prefix_v,
     )  # fmt: skip
     return codes_of(scaled(y.float(), index, inverse_step, shift), bits, static_scale, code_clip, unpacked)
+
+
+def kv_attend(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    softmax_scale: float,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """`kv4_attend` over keys and values as they are, [P, page, Hkv, D]."""
+    page = key_cache.shape[1]
+    q, k, v = _split_qkv(qkv, cos, sin, heads, kv_heads, q_norm, k_norm, eps)
+    slots = _last_slots(block_table, lengths, page)
+    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    for cache, x in ((key_cache, k), (value_cache, v)):
+        cache.flatten(0, 1)[slots] = x
+    for b, length in enumerate((lengths + 1).tolist()):
+        pages = block_table[b, : math.ceil(length / page)].long()
+        keys, values = (
+            cache[pages].flatten(0, 1)[:length].transpose(0, 1).float() for cache in (key_cache, value_cache)
+        )  # [Hkv, length, D]
+        out[b] = _attention(q[b].unflatten(0, (kv_heads, -1)), keys, values, softmax_scale)
+    return out.to(qkv.dtype).flatten(1)

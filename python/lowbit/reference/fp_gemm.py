@@ -113,6 +113,7 @@ def fp_linear(
     w_scale: Tensor,
     group_scale: Tensor | None = None,
     bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """x float [..., K]; weight tiles; w_scale fp32 [N] -> [..., N] in x.dtype, summed in double."""
     n, k = w_scale.numel(), x.shape[-1]
@@ -121,4 +122,6 @@ def fp_linear(
     y = (x.double() @ w.double().T).float() * w_scale.reshape(-1)
     if bias is not None:
         y = y + bias.float()
+    if residual is not None:
+        y = y + residual.float()
     return y.to(x.dtype)

@@ -1,4 +1,5 @@
-"""Rows that leave as codes: static quantisation (MergeQuant), RMSNorm and MLP gate fused with quantisation.
+"""RMSNorm and the MLP's gate, as floats or fused with the quantisation behind them; static quantisation
+(MergeQuant).
 
 All in fp32, one rounding per operation, in the order written here.
 """
@@ -105,6 +106,28 @@ def quantize_static(
     return _static_codes(scaled(v, index, inverse_step, shift), bits, unpacked)
 
 
+def _norm(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, index: Tensor | None, gain_offset: float
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm(x + residual)[index] * (weight + gain_offset) in fp32; x + residual in x's dtype, or none."""
+    total = x.new_empty(0)
+    if residual is not None:
+        x = total = (x.float() + residual.float()).to(x.dtype)
+    s, f = x.float(), torch.float32
+    inverse = inverse_rms(s, eps)
+    gain = weight if gain_offset == 0 else weight + torch.tensor(gain_offset, dtype=f)
+    s = s if index is None else s[..., index.long()]
+    return (s * inverse.unsqueeze(-1)) * gain, total
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, gain_offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(RMSNorm(x + residual) * (weight + gain_offset), x + residual), rounded to x's dtype."""
+    v, total = _norm(x, weight, eps, residual, None, gain_offset)
+    return v.to(x.dtype), total
+
+
 def rms_norm_quantize(
     x: Tensor,
     weight: Tensor,
@@ -119,15 +142,18 @@ def rms_norm_quantize(
     unpacked: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(codes, scale, x + residual) of RMSNorm(x + residual)[index] * (weight + gain_offset) - shift."""
-    total = x.new_empty(0)
-    if residual is not None:
-        x = total = (x.float() + residual.float()).to(x.dtype)
-    s, f = x.float(), torch.float32
-    inverse = inverse_rms(s, eps)
-    gain = weight if gain_offset == 0 else weight + torch.tensor(gain_offset, dtype=f)
-    s = s if index is None else s[..., index.long()]
-    v = scaled((s * inverse.unsqueeze(-1)) * gain, None, None, shift)
-    return *codes_of(v, bits, static_scale, clip, unpacked), total
+    v, total = _norm(x, weight, eps, residual, index, gain_offset)
+    return *codes_of(scaled(v, None, None, shift), bits, static_scale, clip, unpacked), total
+
+
+def _gate(gate_up: Tensor, activation: str, block: int | None) -> Tensor:
+    gate, up = gate_up.float().chunk(2, -1)
+    return _transform(_activation(gate, activation) * up, block)
+
+
+def gated(gate_up: Tensor, activation: str = "silu", hadamard_block: int | None = None) -> Tensor:
+    """hadamard(activation(gate) * up), rounded to the dtype of gate_up."""
+    return _gate(gate_up, activation, hadamard_block).to(gate_up.dtype)
 
 
 def gated_quantize(
@@ -143,6 +169,5 @@ def gated_quantize(
     unpacked: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(codes, scale) of hadamard(activation(gate) * up)[index] * inverse_step - shift."""
-    gate, up = gate_up.float().chunk(2, -1)
-    v = _transform(_activation(gate, activation) * up, hadamard_block)
+    v = _gate(gate_up, activation, hadamard_block)
     return codes_of(scaled(v, index, inverse_step, shift), bits, static_scale, clip, unpacked)
