@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 import lowbit
 import torch
 from lowbit.cuda_graph import Tickets
-from lowbit.integrations.hf.fused import FusedCache, FusedDecoder
+from lowbit.integrations.hf.fused import FusedDecoder
+from lowbit.integrations.hf.fused_cache import FusedCache
 from torch import Tensor, nn
 
 from . import cuda_ceiling, report
@@ -148,7 +149,7 @@ class FusedStep:
 
     def __init__(self, model: nn.Module, token: Tensor, context: int, whole: bool):
         self.model, self.token, self.whole = model, token, whole
-        self.fused: FusedDecoder = model.model.forward.__func__.__self__  # see lowbit.fuse
+        self.fused: FusedDecoder = model.model.forward.fused  # see lowbit.fuse
         b = len(token)
         self.cos, self.sin = (
             v.float().expand(b, -1, -1).reshape(b, -1) for v in _rotary(model, token, context)

@@ -1,6 +1,7 @@
 """lowbit.fuse: the fused decoder writes what the model's own modules write."""
 
 import copy
+import io
 import warnings
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from lowbit import fused
 from lowbit.fused import NotFusable
 from lowbit.integrations.hf import FusedCache, Int4Cache
 from lowbit.integrations.hf import fused as hf_fused
+from lowbit.integrations.hf import fused_cache
 from lowbit.integrations.hf.cache import PREFIX
 from lowbit.nn import QuantizedLinear
 from lowbit.recipes import Recipe
@@ -273,6 +275,40 @@ def test_beams_score_what_their_tokens_score_alone(method):
         assert abs(alone / 6 - float(score)) < 1e-4
 
 
+@pytest.mark.parametrize("method", [METHODS[0], PREFIXED[0], FLOATS[0]])
+def test_copies_are_fused_models_of_their_own(method):
+    model, ids = lowbit.fuse(quantized(method=method), 60), token_ids(1, 12)
+    settings = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
+    want, saved = model.generate(ids, **settings), io.BytesIO()
+    torch.save(model, saved)
+    saved.seek(0)
+    copies = [copy.deepcopy(model), torch.load(saved, weights_only=False)]
+    del model
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in copies:
+            assert torch.equal(other.generate(ids, **settings), want)
+            cache = other(ids, use_cache=True).past_key_values
+            assert isinstance(cache, FusedCache) and cache.max_tokens == 60
+
+
+@pytest.mark.parametrize("method", [METHODS[0], FLOATS[0]])
+def test_autocast_leaves_the_fused_layers_alone(method):
+    model, ids = lowbit.fuse(quantized(method=method)).eval(), token_ids(1, 12)
+    with torch.no_grad():
+        want = model.model(ids, use_cache=True).last_hidden_state
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(model.model(ids, use_cache=True).last_hidden_state, want)
+
+
+def test_training_runs_the_modules_of_the_model():
+    model = lowbit.fuse(quantized(method=FLOATS[0])).train()
+    with pytest.warns(UserWarning, match="not used for a call with gradients"):
+        model(token_ids(2, 12), labels=token_ids(2, 12)).loss.backward()
+    norm = model.model.layers[0].input_layernorm.weight
+    assert norm.grad is not None and norm.grad.abs().sum() > 0
+
+
 def test_sampling_runs():
     model, ids = lowbit.fuse(quantized()), token_ids(2, 9)
     torch.manual_seed(0)
@@ -409,7 +445,8 @@ def test_a_graph_is_captured_once_and_again_when_the_batch_changes(monkeypatch):
     settings = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
     want = lowbit.fuse(model).generate(ids, **settings), model.generate(ids[:1], **settings)
     monkeypatch.setattr(hf_fused, "StepGraph", Graph)
-    monkeypatch.setattr(hf_fused, "on_card", lambda x: True)
+    for module in (hf_fused, fused_cache):
+        monkeypatch.setattr(module, "on_card", lambda x: True)
     assert torch.equal(model.generate(ids, **settings), want[0]) and len(made) == 1
     assert torch.equal(model.generate(ids[:1], **settings), want[1]) and len(made) == 2
     assert made[0][3] == (2, 16)  # the block table, widened

@@ -2,7 +2,8 @@
 
 from .cache import CacheHook, Int4Cache, Int4Layer
 from .config import LowbitConfig
-from .fused import FusedCache, fuse, unfuse
+from .fused import fuse, unfuse
+from .fused_cache import FusedCache
 from .model import attach, install_runtime, save_pretrained
 from .quantizer import LowbitQuantizer
 

@@ -7,7 +7,6 @@ warning.
 
 import functools
 import warnings
-from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -22,104 +21,16 @@ from ...cuda_graph import StepGraph
 from ...fused import ACTIVATIONS, FusedLayer, NotFusable, on_card
 from ...kv_cache import CUDA_HEADS, MAX_PREFIX, PagedFloatCache, PagedKv4Cache
 from ...nn import QuantizedLinear
-from ...paged_cache import PagedCache
 from ...transforms.architectures import SUPPORTED
 from .cache import PREFIX, CacheHook, Int4Cache, behind_prefix
-
-
-class FusedCache(Cache):
-    """The pages of all layers and sequences, as `generate` hands them around. max_tokens: per sequence.
-
-    A model's exact prefix is in the pages' hands and in no length: callers see nothing of it. Padding at the
-    left of a row is in its length, as callers count, but not stored.
-    """
-
-    def __init__(self, pages: PagedCache, max_tokens: int):
-        super().__init__(layers=[])
-        self.pages, self.max_tokens = pages, max_tokens
-        self.sequences: list[int] = []  # one per row of the batch
-        self.pads: list[int] = []  # of each row; with it all are of one length
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.stored()[0] + self.pads[0] if self.sequences else 0
-
-    def stored(self) -> list[int]:
-        """Tokens of each sequence."""
-        return [self.pages.length(seq) for seq in self.sequences]
-
-    def begin(self, tokens: int, pads: list[int]) -> None:
-        """Before each row gets `tokens` new places, of which the first pads[row] are padding."""
-        if not self.sequences:
-            self.sequences = [self.pages.add() for _ in pads]
-            self.pads = [0] * len(pads)
-        if len(pads) != len(self.sequences):
-            raise ValueError(
-                f"input_ids: expected {len(self.sequences)} rows as in the cache, got {len(pads)}"
-            )
-        for held, pad in zip(self.stored(), pads, strict=True):
-            if held + tokens - pad > self.max_tokens:
-                want = f"at most {self.max_tokens} tokens per sequence"
-                raise ValueError(f"max_tokens: expected {want}, got {held} and {tokens - pad} more")
-        self.pads = [old + new for old, new in zip(self.pads, pads, strict=True)]
-
-    def step(self) -> tuple[Tensor, Tensor]:
-        """Before one more token of each sequence: the block table and lengths of `PagedCache.step`. On a
-        card the table grows by 16 pages at a time, so that a graph made for it lasts.
-        """
-        table, lengths = self.pages.step(self.sequences)
-        return (F.pad(table, (0, -table.shape[1] % 16), value=-1) if on_card(table) else table), lengths
-
-    def read(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer as stored, [B, Hkv, T, D]. Rows that hold fewer than T tokens end in
-        zeros.
-        """
-        stored = self.stored()
-        length = max(stored)
-        out = [x[:, :, :length] for x in self.pages.read(layer, self.sequences, dtype)]
-        if min(stored) < length:  # the pages may hold anything there, and no weight of 0 hides a NaN
-            held = torch.tensor(stored, device=out[0].device).unsqueeze(1)
-            beyond = torch.arange(length, device=held.device) >= held  # [B, T]
-            out = [x.masked_fill(beyond[:, None, :, None], 0) for x in out]
-        return out[0], out[1]
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def nbytes(self) -> int:
-        """Bytes held, the spare pages included."""
-        return self.pages.nbytes()
-
-    def reset(self) -> None:
-        self.pages.reset()
-        self.sequences, self.pads = [], []
-
-    def crop(self, max_length: int) -> None:
-        """Negative: drop that many of the last tokens. Positive: keep at most that many."""
-        if not max_length:  # 0 drops none
-            return
-        keep = max_length if max_length > 0 else max(0, self.get_seq_length() + max_length)
-        for seq, pad in zip(self.sequences, self.pads, strict=True):
-            self.pages.crop(seq, max(0, keep - pad))
-        self.pads = [min(pad, keep) for pad in self.pads]
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        old, self.sequences = self.sequences, [self.pages.fork(self.sequences[i]) for i in indices.tolist()]
-        self.pads = [self.pads[i] for i in indices.tolist()]
-        for seq in old:
-            self.pages.free(seq)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.batch_select_indices(torch.arange(len(self.sequences)).repeat_interleave(repeats))
+from .fused_cache import FusedCache
 
 
 class FusedDecoder:
     """The layers of one model, fused; see `fuse`."""
 
-    def __init__(self, model: nn.Module, max_tokens: int | None):
-        decoder, config = model.model, model.config
+    def __init__(self, decoder: nn.Module, max_tokens: int | None):
+        config = decoder.config
         self.hook = _hook(decoder) or CacheHook(None)
         self.quantized_cache = self.hook.clip is not None
         if config.hidden_act not in ACTIVATIONS:
@@ -196,8 +107,17 @@ class FusedDecoder:
                 past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
             )  # fmt: skip
         x = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, d]
-        past = past_key_values.get_seq_length()
-        past_key_values.begin(t, pads)
+        with torch.autocast(x.device.type, enabled=False):  # one dtype from the embedding to the last norm
+            h = self._run(decoder, x, position_ids, past_key_values, pads)
+        return BaseModelOutputWithPast(h, past_key_values)
+
+    def _run(
+        self, decoder: nn.Module, x: Tensor, position_ids: Tensor | None, cache: FusedCache, pads: list[int]
+    ) -> Tensor:
+        """x [B, T, d] through all layers and the last norm."""
+        b, t = x.shape[:2]
+        past = cache.get_seq_length()
+        cache.begin(t, pads)
         if position_ids is None:
             position_ids = torch.arange(past, past + t, device=x.device).unsqueeze(0)
         if self.prefix is not None:
@@ -207,10 +127,10 @@ class FusedDecoder:
         )
         h = x.reshape(b * t, -1)
         if t == 1 and not any(pads):
-            h = self._step(past_key_values, h, cos, sin)
+            h = self._step(cache, h, cos, sin)
         else:
-            h = self._prompt(past_key_values, h, cos, sin, pads)
-        return BaseModelOutputWithPast(decoder.norm(h.view(b, t, -1)), past_key_values)
+            h = self._prompt(cache, h, cos, sin, pads)
+        return decoder.norm(h.view(b, t, -1))
 
     def _step(self, cache: FusedCache, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """One token per sequence: h [B, d] through all layers. On a card that is one CUDA graph, captured
@@ -288,7 +208,7 @@ class FusedDecoder:
         """Why the old way has to be gone, or None."""
         if not isinstance(cache, FusedCache):
             return f"a cache of type {type(cache).__name__}"
-        if torch.is_grad_enabled() and embeds is not None and embeds.requires_grad:
+        if torch.is_grad_enabled() and (decoder.training or (embeds is not None and embeds.requires_grad)):
             return "gradients"
         for key in ("output_attentions", "output_hidden_states"):
             if kwargs.get(key):
@@ -298,6 +218,26 @@ class FusedDecoder:
         if cache.get_seq_length() == 0 and list(map(id, _parts(decoder))) != list(map(id, self.made_of)):
             return "layers that changed since lowbit.fuse"
         return None
+
+
+class FusedForward:
+    """`forward` of a fused decoder. What copying or pickling makes of it fuses its decoder at first."""
+
+    def __init__(self, decoder: nn.Module, max_tokens: int | None):
+        self.decoder, self.max_tokens = decoder, max_tokens
+
+    @functools.cached_property
+    def fused(self) -> FusedDecoder:
+        return FusedDecoder(self.decoder, self.max_tokens)
+
+    def __call__(self, *args: object, **kwargs: object) -> BaseModelOutputWithPast:
+        return self.fused.forward(self.decoder, *args, **kwargs)
+
+    def new_cache(self) -> FusedCache:
+        return self.fused.new_cache()
+
+    def __getstate__(self) -> dict:
+        return {"decoder": self.decoder, "max_tokens": self.max_tokens}
 
 
 def _left_padding(mask: Tensor | None, cache: Cache | None, rows: int, tokens: int) -> list[int] | None:
@@ -370,11 +310,11 @@ def fuse(model: nn.Module, max_tokens: int | None = None) -> nn.Module:
         want = ", ".join(SUPPORTED)
         raise NotFusable(f"fuse: expected a model of type {want}, got {kind or type(model).__name__}")
     unfuse(model)
-    fused = FusedDecoder(model, max_tokens)
-    model.model.forward = MethodType(fused.forward, model.model)
-    if not fused.quantized_cache:
-        fused.hook.handle = model.model.register_forward_pre_hook(fused.hook, with_kwargs=True)
-    fused.hook.factory = fused.new_cache
+    forward = FusedForward(model.model, max_tokens)
+    hook = forward.fused.hook
+    if not forward.fused.quantized_cache:
+        hook.handle = model.model.register_forward_pre_hook(hook, with_kwargs=True)
+    model.model.forward, hook.factory = forward, forward.new_cache
     return model
 
 
