@@ -10,9 +10,8 @@ import pytest
 import torch
 from lowbit import fused
 from lowbit.fused import NotFusable
-from lowbit.integrations.hf import FusedCache, Int4Cache
+from lowbit.integrations.hf import FusedCache, Int4Cache, fused_cache
 from lowbit.integrations.hf import fused as hf_fused
-from lowbit.integrations.hf import fused_cache
 from lowbit.integrations.hf.cache import PREFIX
 from lowbit.nn import QuantizedLinear
 from lowbit.recipes import Recipe
