@@ -1,4 +1,5 @@
-"""`python -m bench.quality REPORT...`: reports of `lowbit compare` into bench/results/quality-smollm2.json.
+"""`python -m bench.quality REPORT...`: reports of `lowbit compare` into bench/results/quality-smollm2.json,
+or, with --into, another file there.
 
 All reports must be of one model, text, calibration and protocol. A row replaces the one of its method; every
 row carries the commit, threads and time of its run. --untimed: drop seconds and tokens/s (other work ran on
@@ -10,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-TARGET = Path(__file__).resolve().parent / "results/quality-smollm2.json"
+RESULTS = Path(__file__).resolve().parent / "results"
 SAME = ("text", "calibration", "window", "windows", "tokens")
 TIMES = ("prefill_tokens_per_s", "decode_tokens_per_s", "quantize_seconds", "seconds")
 
@@ -41,11 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("reports", nargs="+", type=Path)
     parser.add_argument("--untimed", action="store_true")
     parser.add_argument("--demo", action="store_true")
+    parser.add_argument("--into", default="quality-smollm2.json", metavar="FILE")
     options = parser.parse_args(argv)
-    whole = json.loads(TARGET.read_text()) if TARGET.exists() else None
+    target = RESULTS / options.into
+    whole = json.loads(target.read_text()) if target.exists() else None
     for path in options.reports:
         whole = merge(whole, json.loads(path.read_text()), not options.untimed, options.demo)
-    TARGET.write_text(json.dumps(whole, indent=1) + "\n")
+    target.write_text(json.dumps(whole, indent=1) + "\n")
     return 0
 
 

@@ -1,8 +1,9 @@
 """`python -m bench.readme`: rewrites the tables of README.md and docs/ from the committed results.
 
-Between `<!-- table:NAME -->` and `<!-- /table:NAME -->`: `demo`, `options`, `float` and `static` from
-bench/results/quality-smollm2.json (see bench/quality.py), `linear` from linear-cpu.json, `fp_gemm` from
-fp-gemm-cpu.json, `model` from model-cpu.json.
+Between `<!-- table:NAME -->` and `<!-- /table:NAME -->`, from files in bench/results: `demo` from
+demo-avx512.json, `options`, `float` and `static` from quality-smollm2.json (see bench/quality.py), `linear`
+from linear-cpu.json, `fp_gemm` from fp-gemm-cpu.json, `model` and `model_avx512` from model-cpu.json and
+model-cpu-avx512.json.
 """
 
 import json
@@ -66,7 +67,7 @@ def _demo(report: dict) -> str:
         f"{report['windows']} windows of {report['window']} tokens of Python's documentation; "
         f"{report['device']['cpu']}, {report['device']['threads']} threads, {report['device']['isa']}; torch "
         f"{report['versions']['torch']}; commit {_commits(taken)}; "
-        f"{report['seconds'] / 60:.1f} minutes. From `bench/results/quality-smollm2.json`."
+        f"{report['seconds'] / 60:.1f} minutes. From `bench/results/demo-avx512.json`."
     )
     return _markdown(rows) + note
 
@@ -85,7 +86,7 @@ def _methods(report: dict, methods: tuple[str, ...]) -> str:
     )
 
 
-def _model(run: dict) -> str:
+def _model(run: dict, file: str) -> str:
     rows = [["", *(p["phase"] + ", tokens/s" for p in run["points"])]]
     for name in run["points"][0]["times"]:
         cells = []
@@ -100,7 +101,7 @@ def _model(run: dict) -> str:
         f"tokens, and single tokens after {run['context']}; in brackets against {run['base']}. `plain`: the "
         f"same model in as few torch calls as it takes, without transformers. {env['device']}, "
         f"{env['threads']} threads, {env['isa']}; torch {env['versions']['torch']}; commit "
-        f"{(env['commit'] or '')[:10]}; from `bench/results/model-cpu.json`."
+        f"{(env['commit'] or '')[:10]}; from `bench/results/{file}`."
     )
 
 
@@ -165,13 +166,14 @@ def _fp_gemm(run: dict) -> str:
 
 
 def _tables() -> dict[str, tuple[str, Callable[[dict], str]]]:
-    quality = "quality-smollm2.json"
+    quality, models = "quality-smollm2.json", ("model-cpu.json", "model-cpu-avx512.json")
     return {
-        "demo": (quality, _demo),
+        "demo": ("demo-avx512.json", _demo),
         "options": (quality, partial(_methods, methods=OPTIONS)),
         "float": (quality, partial(_methods, methods=FLOATS)),
         "static": (quality, partial(_methods, methods=STATIC)),
-        "model": ("model-cpu.json", _model),
+        "model": (models[0], partial(_model, file=models[0])),
+        "model_avx512": (models[1], partial(_model, file=models[1])),
         "linear": ("linear-cpu.json", _linear),
         "fp_gemm": ("fp-gemm-cpu.json", _fp_gemm),
     }
