@@ -253,15 +253,12 @@ static void attend_heads(const Kv4AttentionParams& p, const KvPrefix& prefix, Kv
 // The tokens of split `split` of sequence b, as runs of pages
 static void find_split(const Kv4AttentionParams& p, int64_t b, int64_t split, int64_t head, KvSplit& s) {
   const Kv4Pages& c = p.cache;
-  const int64_t begin = split * kKvSplit, left = p.tokens[b] - begin;
-  s.tokens = left < kKvSplit ? left : kKvSplit;
   s.bytes = (c.d + 1) / 2, s.runs = 0;
-  for (int64_t t = 0; t < s.tokens; t += c.page) {
-    const int64_t page = p.block_table[b * p.max_pages + (begin + t) / c.page];
+  s.tokens = each_page(p, b, split, [&](int64_t page, int64_t count) {
     const int64_t at = (page * c.kv_heads + head) * c.page;
     s.run[s.runs++] = {c.key_codes + at * s.bytes, c.value_codes + at * s.bytes, c.key_params + 2 * at,
-                       c.value_params + 2 * at, s.tokens - t < c.page ? s.tokens - t : c.page};
-  }
+                       c.value_params + 2 * at, count};
+  });
 }
 
 template <class T>
@@ -290,9 +287,7 @@ static void kv4_merge_typed(const Kv4AttentionParams& p, int64_t begin, int64_t 
   const int64_t d = p.cache.d, stride = kv4_partial_floats(p), size = stride - kKvPartialHead;
   alignas(64) float acc[kMaxQuery], y[kMaxQuery + 16];
   for (int64_t r = begin; r < end; ++r) {
-    const int64_t b = r / p.heads, splits = p.first_split[b + 1] - p.first_split[b];
-    const float* partial = p.partial + (p.first_split[b] * p.heads + r % p.heads) * stride;
-    const float inverse = merge_splits(partial, splits, p.heads * stride, size, acc);
+    const float inverse = merge_splits(p, r, stride, acc);
     for (int64_t i = 0; i < size; i += 16) {
       float lanes[16];
       store_wide(lanes, in_order(load_split(acc + i)));

@@ -131,7 +131,7 @@ struct RowCodesParams {
   const int32_t* index;       // [k] in 0..n-1, or null: k = n
   const float* inverse_step;  // [k] or null
   const float* shift;         // [k] or null
-  bool floats;                // no codes: the values [rows, k] in the dtype of x; what follows is not read
+  bool floats;                // no codes: the values [rows, k] in the dtype of x, whatever the next three say
   int bits;                   // 4: nibbles [rows, ceil(k / 2)]; 8: int8 [rows, k]
   bool static_scale;          // else per token, as QuantizeParams
   float clip;                 // per token only

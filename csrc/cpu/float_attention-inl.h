@@ -33,14 +33,11 @@ struct FloatSplit {
 
   void find(const KvFloatAttentionParams& p, int64_t b, int64_t split, int64_t head) {
     const KvFloatPages& c = p.cache;
-    const int64_t begin = split * kKvSplit, left = p.tokens[b] - begin;
-    tokens = left < kKvSplit ? left : kKvSplit, stride = c.kv_heads * c.d, d = c.d, runs = 0;
-    for (int64_t t = 0; t < tokens; t += c.page) {
-      const int64_t page = p.block_table[b * p.max_pages + (begin + t) / c.page];
+    stride = c.kv_heads * c.d, d = c.d, runs = 0;
+    tokens = each_page(p, b, split, [&](int64_t page, int64_t count) {
       const int64_t at = page * c.page * stride + head * d;
-      run[runs++] = {static_cast<const T*>(c.key) + at, static_cast<const T*>(c.value) + at,
-                     tokens - t < c.page ? tokens - t : c.page};
-    }
+      run[runs++] = {static_cast<const T*>(c.key) + at, static_cast<const T*>(c.value) + at, count};
+    });
   }
 };
 
@@ -158,9 +155,7 @@ static void kv_merge_typed(const KvFloatAttentionParams& p, int64_t begin, int64
   const int64_t d = p.cache.d, stride = kv_partial_floats(p);
   alignas(64) float acc[kMaxQuery + 16];
   for (int64_t r = begin; r < end; ++r) {
-    const int64_t b = r / p.heads, splits = p.first_split[b + 1] - p.first_split[b];
-    const float* partial = p.partial + (p.first_split[b] * p.heads + r % p.heads) * stride;
-    const float inverse = merge_splits(partial, splits, p.heads * stride, stride - kKvPartialHead, acc);
+    const float inverse = merge_splits(p, r, stride, acc);
     store_merged(static_cast<T*>(p.y) + r * d, acc, d, inverse);
   }
 }

@@ -3,6 +3,8 @@
 // instruction set.
 #pragma once
 
+#include <type_traits>
+
 #include "exp-inl.h"
 #include "hadamard-inl.h"  // store_some
 
@@ -49,10 +51,13 @@ static inline void softmax(float* score, int64_t tokens, float* exact, int64_t p
   }
 }
 
-// acc[size] = sum over splits of exp(max - largest max) * values; gives 1 / the same of the sums, 0 without
-// splits. `step`: floats between the partial results of one head.
-static inline float merge_splits(const float* partial, int64_t splits, int64_t step, int64_t size,
-                                 float* acc) {
+// Of row r, a head of a sequence: acc = sum over splits of exp(max - largest max) * values; gives 1 / the
+// same of the sums, 0 without splits. `stride`: floats of a partial result.
+template <class Params>
+static inline float merge_splits(const Params& p, int64_t r, int64_t stride, float* acc) {
+  const int64_t b = r / p.heads, splits = p.first_split[b + 1] - p.first_split[b];
+  const int64_t step = p.heads * stride, size = stride - kKvPartialHead;
+  const float* partial = p.partial + (p.first_split[b] * p.heads + r % p.heads) * stride;
   float most = -__builtin_inff(), sum = 0.f;
   alignas(64) float t[kLanes];
   for (int64_t s = 0; s < splits; ++s) most = partial[s * step] > most ? partial[s * step] : most;
@@ -74,6 +79,16 @@ static inline void store_merged(T* y, const float* acc, int64_t d, float inverse
   int64_t i = 0;
   for (; i + kLanes <= d; i += kLanes) store(y + i, mul(load(acc + i), inv));
   if (i < d) store_some(y + i, mul(load(acc + i), inv), d - i);
+}
+
+// The tokens of a split of sequence b, page by page: f(page, count). Gives their number.
+template <class Params, class F>
+static inline int64_t each_page(const Params& p, int64_t b, int64_t split, const F& f) {
+  const int64_t page = p.cache.page, begin = split * kKvSplit, left = p.tokens[b] - begin;
+  const int64_t tokens = left < kKvSplit ? left : kKvSplit;
+  for (int64_t t = 0; t < tokens; t += page)
+    f(p.block_table[b * p.max_pages + (begin + t) / page], tokens - t < page ? tokens - t : page);
+  return tokens;
 }
 
 // Items are splits times kv heads. of(b, split of the sequence, kv head) makes what attend(heads at once,

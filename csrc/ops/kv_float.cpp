@@ -24,8 +24,7 @@ Tensor kv_attend(Tensor qkv, Tensor cos, Tensor sin, int64_t heads, int64_t kv_h
              cache.kv_heads,
              cache.page,
              cache.d};
-  p.dtype = in.dtype, p.batch = in.tokens, p.heads = heads, p.softmax_scale = float(softmax_scale);
-  p.block_table = values<int32_t>(tables.block_table), p.max_pages = tables.max_pages;
+  set_attention(p, in.dtype, in.tokens, heads, tables, softmax_scale);
   Tensor y = empty({in.tokens, heads * in.d}, qkv.scalar_type());
   Tensor q = empty({in.tokens, heads * in.d}, qkv.scalar_type());
 

@@ -100,10 +100,8 @@ Tensor kv4_attention(Tensor q, Tensor key_codes, Tensor key_params, Tensor value
   const Plan plan(op, in.tables, in.cache.pages, in.cache.page, in.batch, 0, in.prefix.tokens > 0);
   Tensor y = empty(shape_of(in.q), q.scalar_type());
   cpu::Kv4AttentionParams p{};
-  p.cache = pages_of(in.cache, false), p.dtype = in.dtype, p.batch = in.batch, p.heads = in.heads;
-  p.q = in.q.const_data_ptr(), p.y = y.mutable_data_ptr();
-  p.block_table = values<int32_t>(in.tables.block_table), p.max_pages = in.tables.max_pages;
-  p.softmax_scale = in.softmax_scale;
+  p.cache = pages_of(in.cache, false), p.q = in.q.const_data_ptr(), p.y = y.mutable_data_ptr();
+  set_attention(p, in.dtype, in.batch, in.heads, in.tables, in.softmax_scale);
   set_prefix(p, in.prefix);
   attend(p, plan, op, kAttention);
   return y;
@@ -114,9 +112,8 @@ Tensor attend_step(const char* op, const Kv4Qkv& in, const KvTables& tables, con
                    float softmax_scale) {
   const Plan plan(op, tables, in.cache.pages, in.cache.page, in.tokens, 1, prefix.tokens > 0);
   cpu::Kv4AttentionParams p{};
-  p.cache = pages_of(in.cache, true), p.dtype = in.dtype, p.batch = in.tokens, p.heads = in.heads;
-  p.block_table = values<int32_t>(tables.block_table), p.max_pages = tables.max_pages;
-  p.softmax_scale = softmax_scale;
+  p.cache = pages_of(in.cache, true);
+  set_attention(p, in.dtype, in.tokens, in.heads, tables, softmax_scale);
   set_prefix(p, prefix);
   const std::vector<int64_t> slots = plan.last_slots(tables, in.cache.page);
   cpu::Kv4RopeParams rope = rope_params(in, slots.data());

@@ -69,6 +69,13 @@ void rope_rows(const Params& p, int64_t tokens,
            [&](int64_t, int64_t begin, int64_t end) { (cpu::active().*rows)(p, begin, end); });
 }
 
+template <class Params>
+void set_attention(Params& p, DType dtype, int64_t batch, int64_t heads, const KvTables& tables,
+                   double softmax_scale) {
+  p.dtype = dtype, p.batch = batch, p.heads = heads, p.softmax_scale = float(softmax_scale);
+  p.block_table = values<int32_t>(tables.block_table), p.max_pages = tables.max_pages;
+}
+
 // The kernels of an attention.
 template <class Params>
 struct Attention {

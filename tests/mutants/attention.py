@@ -17,7 +17,7 @@ EDITS = [
     (_SOFTMAX, "exponential(set1(partial[0] - most))", "exponential(set1(most - most))"),
     (_SOFTMAX, "sum = sum + t[0] * partial[1];", "sum = sum + partial[1];"),
     # which page, which head, which sequence
-    (_ATTENTION, "p.max_pages + (begin + t) / c.page]", "p.max_pages + t / c.page]"),
+    (_SOFTMAX, "p.max_pages + (begin + t) / page]", "p.max_pages + t / page]"),
     (_SOFTMAX, "first = head * group + h,", "first = head + h * kv_heads,"),
     (_SOFTMAX, "while (p.first_split[b + 1] <= split) ++b;", "while (p.first_split[b + 1] < split) ++b;"),
     (_ATTENTION, "multiply_add(acc[h][j], v, weight[h][at]);", "multiply_add(acc[h][j], v, weight[0][at]);"),

@@ -221,7 +221,7 @@ class FusedDecoder:
 
 
 class FusedForward:
-    """`forward` of a fused decoder. What copying or pickling makes of it fuses its decoder at first."""
+    """`forward` of a fused decoder. A copy, pickled or not, fuses its own when first called."""
 
     def __init__(self, decoder: nn.Module, max_tokens: int | None):
         self.decoder, self.max_tokens = decoder, max_tokens
