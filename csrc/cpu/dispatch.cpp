@@ -1,5 +1,13 @@
 #include "dispatch.h"
 
+#if defined(LOWBIT_HAVE_AMX)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -30,13 +38,47 @@ namespace lowbit::cpu {
   }                                     \
   }
 
+// The same with GEMMs in tiles.
+#define LOWBIT_TILES(name_, isa)         \
+  namespace isa {                        \
+  void use_tiles(Kernels&);              \
+  static const Kernels* tile_kernels() { \
+    static const Kernels table = [] {    \
+      Kernels k = *kernels();            \
+      k.name = #name_;                   \
+      use_tiles(k);                      \
+      return k;                          \
+    }();                                 \
+    return &table;                       \
+  }                                      \
+  }
+
 LOWBIT_TABLE(scalar)
 #if defined(LOWBIT_HAVE_X86)
 LOWBIT_TABLE(avx2)
 LOWBIT_TABLE(avx512)
 #endif
+#if defined(LOWBIT_HAVE_AMX)
+LOWBIT_TILES(amx, avx512)
+#endif
 #if defined(LOWBIT_HAVE_SIMDE)
 LOWBIT_TABLE(avx512_simde)
+LOWBIT_TILES(amx_simde, avx512_simde)
+#endif
+
+#if defined(LOWBIT_HAVE_AMX)
+// Whether the CPU has tiles of int8 and bf16, and the kernel lets this process use them.
+static bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // asm/prctl.h: ARCH_REQ_XCOMP_PERM
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kAll) != kAll) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 const std::vector<Isa>& isa_table() {
@@ -45,6 +87,8 @@ const std::vector<Isa>& isa_table() {
 #if defined(LOWBIT_HAVE_SIMDE)
     t.push_back({"avx512_simde", "AVX2, for SIMDe's AVX-512 (tests only, never chosen by itself)",
                  bool(__builtin_cpu_supports("avx2")), avx512_simde::kernels()});
+    t.push_back({"amx_simde", "AVX2, for tiles in portable code (tests only, never chosen by itself)",
+                 bool(__builtin_cpu_supports("avx2")), avx512_simde::tile_kernels()});
 #endif
     t.push_back({"scalar", "any CPU", true, scalar::kernels()});
 #if defined(LOWBIT_HAVE_X86)
@@ -53,11 +97,14 @@ const std::vector<Isa>& isa_table() {
         {"avx2", "AVX2, FMA, F16C",
          __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
          avx2::kernels()});
-    t.push_back({"avx512", "AVX-512 F, BW, DQ, VL, VNNI",
-                 __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                     __builtin_cpu_supports("avx512vnni"),
-                 avx512::kernels()});
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512vnni");
+    t.push_back({"avx512", "AVX-512 F, BW, DQ, VL, VNNI", avx512, avx512::kernels()});
+#if defined(LOWBIT_HAVE_AMX)
+    t.push_back({"amx", "AVX-512 F, BW, DQ, VL, VNNI and AMX tiles of int8 and bf16",
+                 avx512 && may_use_tiles(), avx512::tile_kernels()});
+#endif
 #endif
     return t;
   }();

@@ -50,6 +50,7 @@ def _prepare() -> None:
         "-DCMAKE_CXX_FLAGS_RELEASE=-O0",
         "-DLOWBIT_CUDA=OFF",
         "-DLOWBIT_BUILD_EMULATOR=ON",
+        f"-DLOWBIT_SIMDE_DIR={ROOT / 'build/simde' if (ROOT / 'build/simde').is_dir() else ''}",
         f"-DTORCH_DIR={Path(torch.__file__).parent}",
         f"-DPython3_EXECUTABLE={sys.executable}",
         f"-DPython_EXECUTABLE={sys.executable}",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from . import attention, fp_gemm, fused_rows
+from . import amx, attention, fp_gemm, fused_rows
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Mutant:
 
 TESTS = {
     "int_gemm": ["tests/ops/test_linear.py", "tests/ops/test_dynamic_linear.py", "tests/ops/test_layout.py"],
+    "amx": ["tests/ops/test_linear.py", "tests/ops/test_fp4.py"],
     "hadamard": ["tests/ops/test_hadamard.py"],
     "quantize": ["tests/ops/test_quantize.py", "tests/ops/test_dynamic_linear.py"],
     "fp4": ["tests/ops/test_fp4.py"],
@@ -62,10 +63,10 @@ MUTANTS = [
     Mutant(
         "int_gemm",
         _GEMM,
-        "v[i] = add(v[i], load(bias + i * kLanes));",
-        "v[i] = add(load(bias + i * kLanes), mul(v[i], set1(1.0000001f)));",
+        "v[i] = add(v[i], bias[i]);",
+        "v[i] = add(bias[i], mul(v[i], set1(1.0000001f)));",
     ),
-    Mutant("int_gemm", _GEMM, "mul(v[i], set1(p.x_scale[m]));", "mul(v[i], set1(p.x_scale[0]));"),
+    Mutant("int_gemm", _GEMM, "mul(v[i], set1(x_scale[m]));", "mul(v[i], set1(x_scale[0]));"),
     # the low-rank product of the first rank for all
     Mutant("int_gemm", _GEMM, "p.low_rank[m * p.rank + r]", "p.low_rank[m * p.rank]"),
     # the zero point of two of the four k
@@ -202,7 +203,7 @@ MUTANTS = [
     # int4's zero point
     Mutant("fp4", _GEMM, "p.fp4 ? p.fp4->max : Dot::kZeroPoint", "Dot::kZeroPoint"),
     # the power of two of the integers
-    Mutant("fp4", _GEMM, "mul(load(w_scale + i * kLanes), set1(p.w_factor))", "load(w_scale + i * kLanes)"),
+    Mutant("fp4", _GEMM, "mul(load(from + i * kLanes), set1(p.w_factor))", "load(from + i * kLanes)"),
     Mutant("fp4", "ops/fp4.h", "(x ? x->int_scale : 1)", "2"),
     # s16 sums of e3m0 times int8
     Mutant("fp4", _GEMM, "p.max_code) >= 32 ?", "p.max_code) >= 4 ?"),
@@ -497,6 +498,7 @@ MUTANTS = [
     Mutant("kv_cache_cuda", _HEADS, "if (row >= p.rows) return;", "if (row > p.rows) return;"),
     *(Mutant("attention_cuda", *edit) for edit in attention.CUDA_EDITS),
     *(Mutant("fp_gemm", *edit) for edit in fp_gemm.EDITS),
+    *(Mutant("amx", *edit) for edit in amx.EDITS),
     *(Mutant("fp_gemm_cuda", *edit) for edit in fp_gemm.CUDA_EDITS),
     # what was transformed: the maximum after the factor, not before it; the first row for all
     Mutant(

@@ -1,5 +1,5 @@
-"""The `isa` fixture runs a test once for every instruction set that this machine and build can run; on a GPU
-once.
+"""The `isa` fixture runs a test once for every instruction set that this machine and build can run (AMX: in
+the modules of linear layers, which say so by GEMM_ISAS); on a GPU once.
 """
 
 import lowbit.ops
@@ -10,7 +10,7 @@ def pytest_generate_tests(metafunc):
     if "isa" in metafunc.fixturenames:
         from .device import ISAS  # not before pytest has read --device
 
-        metafunc.parametrize("isa", ISAS, indirect=True)
+        metafunc.parametrize("isa", getattr(metafunc.module, "GEMM_ISAS", ISAS), indirect=True)
 
 
 @pytest.fixture

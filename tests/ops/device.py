@@ -170,7 +170,9 @@ class _Proxy:
 
 
 OPS = torch.ops.lowbit if ON_CPU else _Proxy()
-ISAS = [isa["name"] for isa in lowbit.ops.isas() if isa["supported"]] if ON_CPU else [DEVICE]
+# every instruction set here, and those whose kernels differ for other ops than linear layers
+GEMM_ISAS = [isa["name"] for isa in lowbit.ops.isas() if isa["supported"]] if ON_CPU else [DEVICE]
+ISAS = [name for name in GEMM_ISAS if not name.startswith("amx")]
 
 
 def set_isa(name: str) -> None:

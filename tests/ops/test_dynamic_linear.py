@@ -12,7 +12,15 @@ from tests.oracle import cases, codec, compare
 from tests.oracle import hadamard as had
 from tests.oracle import ops as oracle
 
-from .support import OPS, assert_unchanged, snapshot, stored, tensor, weight_tiles
+from .support import (
+    GEMM_ISAS,  # noqa: F401  (the isa fixture)
+    OPS,
+    assert_unchanged,
+    snapshot,
+    stored,
+    tensor,
+    weight_tiles,
+)
 
 
 @dataclass(frozen=True)
@@ -192,8 +200,8 @@ def test_a_row_that_is_not_finite_gives_nan(bad, block, isa):
 @pytest.mark.parametrize("k", [64, 520, 2056])
 def test_largest_sums(weight_bits, group, bits, k, isa):
     """Every code at an end and all signs alike: what overflows a narrow accumulator first."""
-    rows = np.array([1, -1, 1], dtype=np.float32)[:, None] * np.ones((3, k), dtype=np.float32)
-    rows[2, 1::2] *= -1
+    rows = np.array([1, -1, 1] * 3, dtype=np.float32)[:, None] * np.ones((9, k), dtype=np.float32)
+    rows[2::3, 1::2] *= -1
     low, high = (-8, 7) if weight_bits == 4 else (-128, 127)
     q = np.array([low, high, low, high])[:, None] * np.ones((4, k), dtype=np.int64)
     q[2, ::2], q[3, 1::2] = high, low

@@ -8,15 +8,15 @@ import sys
 import lowbit.ops
 import pytest
 
-from .support import CPU_ONLY, ISAS
+from .support import CPU_ONLY, GEMM_ISAS
 
 pytestmark = CPU_ONLY
 
 PROGRAM = """
 import torch, lowbit, hashlib
-x = torch.linspace(-3, 3, 5 * 96).reshape(5, 96)
+x = torch.linspace(-3, 3, 20 * 96).reshape(20, 96)
 q, s = torch.ops.lowbit.quantize_int4(x, 0.9)
-w = torch.ops.lowbit.prepack_int4_weight(q.repeat(4, 1)[:17].contiguous())
+w = torch.ops.lowbit.prepack_int4_weight(q[:17].contiguous())
 parts = [q, s, torch.ops.lowbit.hadamard(x, 0.125), torch.ops.lowbit.int4_linear(q, s, w, torch.ones(17)),
          torch.ops.lowbit.dynamic_linear(x, w, torch.ones(17)), *torch.ops.lowbit.kv4_quantize(x)]
 digest = hashlib.sha256(b"".join(p.contiguous().numpy().tobytes() for p in parts)).hexdigest()
@@ -33,7 +33,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_forced_by_environment_and_equal_everywhere():
     digests = {}
-    for name in ISAS:
+    for name in GEMM_ISAS:
         result = run(PROGRAM, LOWBIT_FORCE_ISA=name)
         assert result.returncode == 0, result.stderr
         active, digests[name] = result.stdout.split()
@@ -46,7 +46,7 @@ def test_unforced_takes_the_best_supported():
     assert result.returncode == 0, result.stderr
     names = [isa["name"] for isa in lowbit.ops.isas() if isa["supported"]]
     assert result.stdout.split()[0] == names[-1]  # listed from least to best
-    assert result.stdout.split()[0] != "avx512_simde"
+    assert not result.stdout.split()[0].endswith("_simde")
 
 
 def test_unknown_name_is_refused_with_the_known_ones():
@@ -76,7 +76,7 @@ def test_set_isa_refuses_and_keeps():
 
 
 def test_scalar_is_always_there():
-    assert "scalar" in ISAS
+    assert "scalar" in GEMM_ISAS
 
 
 def test_checked_mode_refuses_nan():

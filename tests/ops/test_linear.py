@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.oracle import cases, codec, compare
 from tests.oracle import ops as oracle
 
-from .support import ISAS, OPS, assert_unchanged, linear_call, set_isa, snapshot, tensor, weight_tiles
+from .support import CPU_ONLY, GEMM_ISAS, OPS, assert_unchanged, linear_call, set_isa, snapshot, tensor, weight_tiles
 
 CASES = [*cases.linear_cases(4), *cases.linear_cases(8)]
 BASE = [
@@ -47,7 +47,7 @@ def test_rows_do_not_see_each_other(case, isa):
     """Any slice of the batch, at any height, gives the bits that the whole batch gave."""
     call = linear_call(case)
     whole = call()
-    for first, last in ((0, 1), (1, 3), (2, 7), (4, 9), (3, 8), (8, 9)):
+    for first, last in ((0, 1), (1, 3), (2, 7), (4, 9), (3, 8), (8, 9), (0, 7), (2, 20), (1, 34)):
         args = list(call.args)
         args[0], args[1] = args[0][first:last], args[1][first:last]
         compare.exact(call.op(*args), whole[first:last])
@@ -192,7 +192,7 @@ def test_any_problem_on_all_isas(m, n, k, bits, activation, group, bias, x_scale
     case = cases.LinearCase(m, n, k, activation, bits, group, bias, x_scale, out, storage, values)
     call, before = linear_call(case, seed), lowbit.ops.isa()
     try:
-        for name in ISAS:
+        for name in GEMM_ISAS:
             set_isa(name)
             compare.exact(call(), call.expected)
     finally:
@@ -211,3 +211,15 @@ def test_any_problem_on_all_isas(m, n, k, bits, activation, group, bias, x_scale
 def test_model_layers(case, isa):
     call = linear_call(case)
     compare.exact(call(), call.expected)
+
+
+@CPU_ONLY
+def test_torch_finds_its_tiles_as_it_left_them(isa):
+    """torch's bf16 products use AMX, too, and configure it on the same threads."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, 256, generator=generator).bfloat16() for n in (64, 512))
+    call = linear_call(cases.LinearCase(64, 512, 256, "int8", 4))
+    want = torch.nn.functional.linear(x, w)
+    for _ in range(3):
+        compare.exact(call(), call.expected)
+        assert torch.equal(torch.nn.functional.linear(x, w), want)

@@ -14,6 +14,8 @@ import numpy as np
 ROWS = (0, 1, 2, 3, 5, 6, 7, 8, 13, 16, 17, 33)
 # reductions: a k tile of 8 +-1, group and block edges +-1, odd, prime, and one past two blocks of 128
 DEPTHS = (1, 2, 7, 8, 9, 16, 31, 32, 33, 63, 64, 65, 97, 127, 128, 129, 257, 576)
+# (rows, reduction) that do not fit a piece or a block of the CPU's caches: 32 rows, 12 steps of 64, 256 rows
+MANY_ROWS = ((7, 1030), (31, 200), (40, 703), (49, 776), (64, 1100), (270, 129), (300, 960))
 # channels: tails of the 16-wide tile, a prime, two tiles and one
 CHANNELS = (1, 2, 15, 16, 17, 31, 32, 33, 48, 61, 64, 65)
 # sizes with a Hadamard matrix: powers of two, then one for every kind of K-factor
@@ -203,6 +205,7 @@ def linear_cases(weight_bits: int) -> Iterator[LinearCase]:
     shapes += [(m, 17, k) for k in DEPTHS for m in (1, 5)]
     shapes += [(m, n, 40) for n in CHANNELS for m in (1, 4, 9)]
     shapes += [(3, 0, 16), (0, 0, 16), (2, 5, 0), (0, 4, 0), (130, 70, 66), (65, 130, 96)]
+    shapes += [(m, 33, k) for m, k in MANY_ROWS]
     for (m, n, k), (activation, group, bias, x_scale, out, storage, values) in zip(
         shapes, flags, strict=False
     ):

@@ -1,0 +1,149 @@
+// Exact-integer GEMM in AMX tiles, for as many rows as repay the making of the weights: codes become int8 in
+// L1, scale of their group included (|code| <= 8, scale <= 16), and a sum is a sum of products of int8. The
+// integers are those of int_gemm-inl.h.
+#pragma once
+
+#include "int_gemm-inl.h"
+#include "tile_gemm-inl.h"
+
+namespace lowbit::cpu::LOWBIT_ISA {
+
+constexpr int64_t kStepK = 64, kStepK8 = kStepK / 8;  // of a tile
+constexpr int64_t kFewestTileRows = 7;                // below, vpdpbusd is as fast
+constexpr int64_t kDeepestTiles = 131071;             // 16 times the sum of more might leave 32 bits
+constexpr int64_t kStepsAhead = 8;                    // of the prefetch
+
+struct IntTiles {
+  const GemmParams& p;
+  Panels panels;
+  uint8_t* x;
+  int64_t k8, tile_bytes, groups;
+
+  explicit IntTiles(const GemmParams& p)
+      : p(p),
+        panels(p.m, (p.k + kStepK - 1) / kStepK),
+        x(reinterpret_cast<uint8_t*>(p.panels)),
+        k8((p.k + 7) / 8),
+        tile_bytes(p.weight_int8 ? tile::kInt8Bytes : tile::kInt4Bytes),
+        groups(p.group_scale ? (p.k + p.group - 1) / p.group : 1) {}
+
+  template <int kRow, int kChannel>
+  static inline void dot() {
+    dot_s8<kRow, kChannel>();
+  }
+
+  // A panel of codes; zeros where there is no row or no k.
+  void pack(int64_t panel) const {
+    const int64_t full = p.m - panel * panels.rows, tail = 8 * k8 % kStepK;
+    for (int64_t r = 0; r < panels.rows; ++r) {
+      const int8_t* from = p.x + (panel * panels.rows + r) * p.x_stride;
+      uint8_t* to = x + panel * panels.bytes() + r * kTileBytes;
+      for (int64_t step = 0; step < panels.steps; ++step, from += kStepK, to += panels.rows * kTileBytes) {
+        if (r < full && (step + 1 < panels.steps || !tail)) {
+          std::memcpy(to, from, kTileBytes);
+        } else {
+          std::memset(to, 0, kTileBytes);
+          if (r < full) std::memcpy(to, from, size_t(tail));
+        }
+      }
+    }
+  }
+
+  // A step of channel tile t as int8, times sum_scale().
+  void weights(int64_t t, int64_t step, uint8_t* to) const {
+    const int64_t first = step * kStepK8, left = k8 - first;
+    // this far ahead in the tile, or in the next but one: the next is being read as well
+    const int64_t ahead = step + kStepsAhead < panels.steps ? kStepsAhead : kStepsAhead + panels.steps;
+    const uint8_t* from = p.weight + (t * k8 + first) * tile_bytes;
+    Codes codes{from, to, ahead * kStepK8 * tile_bytes,
+                left < kStepK8 ? left : kStepK8};  // the rest meets zeros
+    if (p.weight_int8) return codes.copy();
+    if (p.fp4) return codes.look_up(p.fp4->value);
+    if (!p.group_scale) return codes.shift();
+    const uint8_t* scale = p.group_scale + (t * groups + step * kStepK / p.group) * tile::kN;
+    if (p.group >= kStepK) return codes.scale(widen_u8(scale), 0, kStepK8);
+    codes.scale(widen_u8(scale), 0, kStepK8 / 2);
+    if (left > kStepK8 / 2) codes.scale(widen_u8(scale + tile::kN), kStepK8 / 2, kStepK8);
+  }
+  float sum_scale() const { return p.weight_int8 || p.fp4 || p.group_scale ? 1.f : 1 / 16.f; }
+
+  void write(const int32_t* sums, int64_t row, int64_t rows, int64_t t, int64_t tiles) const {
+    write_rows(p, sum_scale(), sums, kSumStride, row, row + rows < p.m ? rows : p.m - row, t, tiles);
+  }
+
+ private:
+  // `count` weight tiles of a step, to int8.
+  struct Codes {
+    const uint8_t* from;
+    uint8_t* to;
+    int64_t ahead, count;
+
+    template <class F>
+    inline void each(int64_t begin, int64_t end, const F& decode) const {
+      for (int64_t i = begin; i < (end < count ? end : count); ++i) {
+        const uint8_t* at = from + i * tile::kInt4Bytes;
+        __builtin_prefetch(at + ahead, 0, 2);
+        const __m512i low = load512(at);
+        _mm512_storeu_si512(to + i * tile::kInt8Bytes, decode(low, false));
+        _mm512_storeu_si512(to + i * tile::kInt8Bytes + 64, decode(low, true));
+      }
+    }
+    // Nibbles at the top of their bytes, less their offset: 16 times the code.
+    void shift() const {
+      const __m512i high = _mm512_set1_epi8(char(0xf0)), offset = _mm512_set1_epi8(char(0x80));
+      each(0, kStepK8, [&](__m512i w, bool upper) {
+        return _mm512_xor_si512(_mm512_and_si512(upper ? w : _mm512_slli_epi16(w, 4), high), offset);
+      });
+    }
+    // (nibble - 8) * scale, two bytes at a time: 15 * 16 does not leave its byte.
+    void scale(__m512i scales, int64_t begin, int64_t end) const {
+      const __m512i low = _mm512_set1_epi8(15),
+                    pairs = _mm512_or_si512(scales, _mm512_slli_epi32(scales, 16));
+      const __m512i offset = _mm512_slli_epi16(_mm512_or_si512(pairs, _mm512_slli_epi16(pairs, 8)), 3);
+      each(begin, end, [&](__m512i w, bool upper) {
+        const __m512i nibbles = _mm512_and_si512(upper ? _mm512_srli_epi16(w, 4) : w, low);
+        return _mm512_sub_epi8(_mm512_mullo_epi16(nibbles, pairs), offset);
+      });
+    }
+    void look_up(const int8_t* value) const {
+      const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(value));
+      const __m512i low = _mm512_set1_epi8(15), table = _mm512_broadcast_i32x4(values);
+      each(0, kStepK8, [&](__m512i w, bool upper) {
+        return _mm512_shuffle_epi8(table, _mm512_and_si512(upper ? _mm512_srli_epi16(w, 4) : w, low));
+      });
+    }
+    void copy() const {
+      for (int64_t i = 0; i < 2 * count; ++i) {
+        __builtin_prefetch(from + 64 * i + ahead, 0, 2);
+        _mm512_storeu_si512(to + 64 * i, load512(from + 64 * i));
+      }
+    }
+  };
+};
+
+static inline bool fits_tiles(const GemmParams& p) {
+  return p.m >= kFewestTileRows && p.k > 0 && p.k <= kDeepestTiles;
+}
+
+static inline int64_t tile_gemm_panel_words(const GemmParams& p) {
+  if (!fits_tiles(p)) return gemm_panel_words(p);
+  const Panels panels = IntTiles(p).panels;
+  return panels.count * panels.bytes() / 4;
+}
+
+static inline int64_t tile_gemm_panel_count(const GemmParams& p) {
+  return !fits_tiles(p) ? gemm_panel_count(p) : IntTiles(p).panels.count;
+}
+
+static inline void tile_gemm_pack(const GemmParams& p, int64_t begin, int64_t end) {
+  if (!fits_tiles(p)) return gemm_pack(p, begin, end);
+  const IntTiles tiles(p);
+  for (int64_t i = begin; i < end; ++i) tiles.pack(i);
+}
+
+static inline void tile_gemm_tiles(const GemmParams& p, int64_t begin, int64_t end) {
+  if (!fits_tiles(p)) return gemm_tiles(p, begin, end);
+  run_tile_gemm(IntTiles(p), begin, end);
+}
+
+}  // namespace lowbit::cpu::LOWBIT_ISA

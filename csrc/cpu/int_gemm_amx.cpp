@@ -1,0 +1,15 @@
+// Compiled for the AVX-512 sets: what a CPU with AMX does better. LOWBIT_ISA and LOWBIT_VEC as in
+// int_gemm.cpp.
+#include LOWBIT_VEC
+#include "int_gemm_amx-inl.h"
+
+namespace lowbit::cpu::LOWBIT_ISA {
+
+void use_tiles(Kernels& k) {
+  k.gemm_panel_words = tile_gemm_panel_words;
+  k.gemm_panel_count = tile_gemm_panel_count;
+  k.gemm_pack = tile_gemm_pack;
+  k.gemm_tiles = tile_gemm_tiles;
+}
+
+}  // namespace lowbit::cpu::LOWBIT_ISA
