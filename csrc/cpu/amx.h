@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -70,6 +71,29 @@ static inline void dot_s8() {
       std::memcpy(&sum, sums.row[m] + 4 * n, 4);
       for (int k = 0; k < kTileBytes; ++k)
         sum += uint32_t(int8_t(x.row[m][k]) * int8_t(w.row[k / 4][4 * n + k % 4]));
+      std::memcpy(sums.row[m] + 4 * n, &sum, 4);
+    }
+}
+
+// Two chains of fused multiply-adds, of the even and the odd k, from zero; their sum is added. Subnormals
+// count as zero, before and after every operation.
+static inline float no_subnormal(float v) { return std::fabs(v) < 0x1p-126f ? std::copysign(0.f, v) : v; }
+template <int kRow, int kChannel>
+static inline void dot_bf16() {
+  Tile& sums = tile_at(kSums + 2 * kRow + kChannel);
+  const Tile &x = tile_at(kActivations + kRow), &w = tile_at(kWeights + kChannel);
+  const auto value = [](const Tile& t, int row, int i) {
+    uint16_t bits;
+    std::memcpy(&bits, t.row[row] + 2 * i, 2);
+    return no_subnormal(bf16_to_float(bits));
+  };
+  for (int m = 0; m < sums.rows; ++m)
+    for (int n = 0; n < 16; ++n) {
+      float chain[2] = {0, 0}, sum;
+      for (int k = 0; k < kTileBytes / 2; ++k)
+        chain[k % 2] = no_subnormal(std::fma(value(x, m, k), value(w, k / 2, 2 * n + k % 2), chain[k % 2]));
+      std::memcpy(&sum, sums.row[m] + 4 * n, 4);
+      sum = no_subnormal(no_subnormal(sum) + no_subnormal(chain[0] + chain[1]));
       std::memcpy(sums.row[m] + 4 * n, &sum, 4);
     }
 }
@@ -141,6 +165,13 @@ static inline void dot_s8() {
   if constexpr (kRow == 0 && kChannel == 1) _tile_dpbssd(1, 4, 7);
   if constexpr (kRow == 1 && kChannel == 0) _tile_dpbssd(2, 5, 6);
   if constexpr (kRow == 1 && kChannel == 1) _tile_dpbssd(3, 5, 7);
+}
+template <int kRow, int kChannel>
+static inline void dot_bf16() {
+  if constexpr (kRow == 0 && kChannel == 0) _tile_dpbf16ps(0, 4, 6);
+  if constexpr (kRow == 0 && kChannel == 1) _tile_dpbf16ps(1, 4, 7);
+  if constexpr (kRow == 1 && kChannel == 0) _tile_dpbf16ps(2, 5, 6);
+  if constexpr (kRow == 1 && kChannel == 1) _tile_dpbf16ps(3, 5, 7);
 }
 
 #endif

@@ -102,7 +102,7 @@ struct FpGemmParams {
   const float* bias;     // [n] or null
   const void* residual;  // [m, n] of dtype or null
   void* y;               // [m, n]
-  float* panels;         // workspace of m * k floats, k rounded up to 8: rows by kFpRows, [k][row]
+  float* panels;         // workspace of fp_panel_words(p) words, 64-byte aligned
   bool split;            // go through bf16: only where fp_prefers_split and every fp_pack agreed
 };
 
@@ -240,6 +240,7 @@ struct Kernels {
   int64_t (*gemm_panel_count)(const GemmParams&);
   void (*gemm_pack)(const GemmParams&, int64_t panel_begin, int64_t panel_end);
   void (*gemm_tiles)(const GemmParams&, int64_t tile_begin, int64_t tile_end);  // tiles of 16 channels
+  int64_t (*fp_panel_words)(const FpGemmParams&);
   int64_t (*fp_panel_count)(const FpGemmParams&);
   bool (*fp_prefers_split)(const FpGemmParams&);
   bool (*fp_pack)(const FpGemmParams&, int64_t panel_begin, int64_t panel_end);

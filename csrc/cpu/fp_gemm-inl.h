@@ -154,43 +154,9 @@ static inline int fp_dispatch(int64_t rows, int64_t tiles, const FpWork& w, int6
   return 1;
 }
 
-template <class Out>
-static inline void fp_epilogue(const FpGemmParams& p, float lower, float power, const float* total, int64_t m,
-                               int64_t n) {
-  // y = sum * (w_scale * power), + bias, + residual: powers of two are exact; each of the others is rounded,
-  // and then the result to its dtype
-  const int64_t valid = p.n - n < 16 ? p.n - n : 16, at = m * p.n + n;
-  float scales[16], biases[16];
-  Out residuals[16], tail[16];
-  const float* w_scale = channels(p.w_scale + n, valid, scales);
-  const float* bias = p.bias ? channels(p.bias + n, valid, biases) : nullptr;
-  const Out* residual =
-      p.residual ? channels(static_cast<const Out*>(p.residual) + at, valid, residuals) : nullptr;
-  Out* y = static_cast<Out*>(p.y) + at;
-  Out* to = valid == 16 ? y : tail;
-  for (int i = 0; i < 16; i += kLanes) {
-    V v = mul(mul(load(total + i), set1(lower)), mul(load(w_scale + i), set1(power)));
-    if (bias) v = add(v, load(bias + i));
-    if (residual) v = add(v, load(residual + i));
-    store(to + i, v);
-  }
-  if (valid < 16)
-    for (int64_t i = 0; i < valid; ++i) y[i] = tail[i];
-}
-
-template <class D>
-static inline void fp_write(const FpGemmParams& p, const float* total, int64_t row, int64_t rows,
-                            int64_t tile, int64_t tiles) {
-  constexpr float kScale = float(1 << D::kPower);
-  const float down = D::kSplit && !p.group_scale ? kLower : 1.0f;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t t = 0; t < tiles; ++t) {
-      const float* sum = total + (r * kTilesInCache + t) * fp_tile::kN;
-      const int64_t n = (tile + t) * fp_tile::kN;
-      if (p.dtype == DType::f32) fp_epilogue<float>(p, down, kScale, sum, row + r, n);
-      if (p.dtype == DType::bf16) fp_epilogue<bf16>(p, down, kScale, sum, row + r, n);
-      if (p.dtype == DType::f16) fp_epilogue<f16>(p, down, kScale, sum, row + r, n);
-    }
+// `power` is of the weights as the sums have them.
+static inline Epilogue epilogue_of(const FpGemmParams& p, float power) {
+  return {p.n, p.w_scale, power, nullptr, p.bias, 0, nullptr, nullptr, p.residual, p.y, p.dtype};
 }
 
 // The same loop order as the integer GEMM (int_gemm-inl.h): weights of 512 k and 4 tiles stay in L1 while the
@@ -228,7 +194,9 @@ static void fp_run(const FpGemmParams& p, int64_t tile_begin, int64_t tile_end) 
           }
         }
       }
-      fp_write<D>(p, total, row, rows, tile, tiles);
+      const float lower = D::kSplit && !p.group_scale ? kLower : 1.0f;
+      finish(epilogue_of(p, float(1 << D::kPower)), lower, total, kTilesInCache * fp_tile::kN, row, rows,
+             tile, tiles);
     }
   }
 }
@@ -256,6 +224,8 @@ static inline bool fp_pack_row(const FpGemmParams& p, int64_t row, int64_t strid
   return amax == 0 || (amax >= kSplitLow && amax <= kSplitHigh);
 }
 
+// rows by kFpRows, [k][row]
+static int64_t fp_panel_words(const FpGemmParams& p) { return p.m * ((p.k + 7) / 8 * 8); }
 static int64_t fp_panel_count(const FpGemmParams& p) { return (p.m + kFpRows - 1) / kFpRows; }
 
 static bool fp_pack(const FpGemmParams& p, int64_t begin, int64_t end) {
@@ -273,7 +243,7 @@ static bool fp_pack(const FpGemmParams& p, int64_t begin, int64_t end) {
   return may_split;
 }
 
-static bool fp_prefers_split(const FpGemmParams& p) { return p.format != Format::kInt4 && prefers_split(); }
+static inline bool fp_prefers_split(const FpGemmParams& p) { return p.format != Format::kInt4 && prefers_split(); }
 
 template <class D>
 static inline void fp_run_float(const FpGemmParams& p, int64_t begin, int64_t end) {

@@ -5,6 +5,7 @@
 namespace lowbit::cpu::LOWBIT_ISA {
 
 void add_fp_gemm(Kernels& k) {
+  k.fp_panel_words = fp_panel_words;
   k.fp_panel_count = fp_panel_count;
   k.fp_prefers_split = fp_prefers_split;
   k.fp_pack = fp_pack;

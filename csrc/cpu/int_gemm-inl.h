@@ -10,6 +10,7 @@
 
 #include "../layout/weight_tile.h"
 #include "dispatch.h"
+#include "epilogue-inl.h"
 
 namespace lowbit::cpu::LOWBIT_ISA {
 
@@ -128,62 +129,9 @@ static void multiply_panel(const Work& w, int64_t begin, int64_t end, const int3
   }
 }
 
-// 16 channels of which `valid` exist: where they are, or a copy with zeros after them.
-template <class T>
-static inline const T* channels(const T* from, int64_t valid, T (&copy)[16]) {
-  if (valid == 16) return from;
-  for (int64_t i = 0; i < 16; ++i) copy[i] = i < valid ? from[i] : T{};
-  return copy;
-}
-
-// The addends that few layers have: v of row m += each low-rank product, + residual.
-template <class Out>
-static void add_more(const GemmParams& p, V (&v)[16 / kLanes], Out (&tail)[16], int64_t valid, int64_t m,
-                     int64_t n) {
-  constexpr int kVectors = 16 / kLanes;
-  float copy[16];
-  for (int64_t r = 0; r < p.rank; ++r) {
-    const float* up = channels(p.low_rank_up + r * p.n + n, valid, copy);
-    const V x = set1(p.low_rank[m * p.rank + r]);
-    for (int i = 0; i < kVectors; ++i) v[i] = add(v[i], mul(x, load(up + i * kLanes)));
-  }
-  if (!p.residual) return;
-  const Out* residual = channels(static_cast<const Out*>(p.residual) + m * p.n + n, valid, tail);
-  for (int i = 0; i < kVectors; ++i) v[i] = add(v[i], load(residual + i * kLanes));
-}
-
-// y[row .. row + rows, n .. n + 16] from their sums, `stride` apart, times a power of two.
-template <class Out>
-static inline void epilogue(const GemmParams& p, float sum_scale, const int32_t* sum, int64_t stride,
-                            int64_t row, int64_t rows, int64_t n) {
-  // y = float(acc) * w_scale, * x_scale, + bias, + each low-rank product, + residual: every step rounded, in
-  // this order, on every backend; the power of two of the codes goes into w_scale, which it does not round
-  constexpr int kVectors = 16 / kLanes;
-  const int64_t valid = p.n - n < 16 ? p.n - n : 16;
-  float copy[16];
-  const float* from = channels(p.w_scale + n, valid, copy);
-  V w_scale[kVectors], bias[kVectors] = {};
-  for (int i = 0; i < kVectors; ++i) w_scale[i] = mul(load(from + i * kLanes), set1(p.w_factor));
-  from = p.bias ? channels(p.bias + n, valid, copy) : copy;
-  for (int i = 0; p.bias && i < kVectors; ++i) bias[i] = load(from + i * kLanes);
-  const float* x_scale = p.x_scale;
-  const bool has_bias = p.bias, more = p.rank || p.residual;
-  for (int64_t m = row; m < row + rows; ++m, sum += stride) {
-    V v[kVectors];
-    for (int i = 0; i < kVectors; ++i)
-      v[i] = mul(mul(from_i32(sum + i * kLanes), set1(sum_scale)), w_scale[i]);
-    if (x_scale)
-      for (int i = 0; i < kVectors; ++i) v[i] = mul(v[i], set1(x_scale[m]));
-    if (has_bias)
-      for (int i = 0; i < kVectors; ++i) v[i] = add(v[i], bias[i]);
-    Out tail[16];
-    if (more) add_more(p, v, tail, valid, m, n);
-    Out* y = static_cast<Out*>(p.y) + m * p.n + n;
-    Out* to = valid == 16 ? y : tail;
-    for (int i = 0; i < kVectors; ++i) store(to + i * kLanes, v[i]);
-    if (valid < 16)
-      for (int64_t i = 0; i < valid; ++i) y[i] = tail[i];
-  }
+static inline Epilogue epilogue_of(const GemmParams& p) {
+  return {p.n,        p.w_scale,     p.w_factor, p.x_scale, p.bias,   p.rank,
+          p.low_rank, p.low_rank_up, p.residual, p.y,       p.y_dtype};
 }
 
 // Calls multiply_panel with the row count as a constant: full panels have Dot::kRows, the last one what is
@@ -194,17 +142,6 @@ static inline void dispatch_rows(int64_t rows, const Work& w, int64_t begin, int
   if constexpr (R > 0) {
     if (rows == R) return multiply_panel<Dot, R, T>(w, begin, end, panel, total);
     dispatch_rows<Dot, T, R - 1>(rows, w, begin, end, panel, total);
-  }
-}
-
-static inline void write_rows(const GemmParams& p, float sum_scale, const int32_t* total, int64_t stride,
-                              int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int32_t* sum = total + t * tile::kN;
-    const int64_t n = (tile + t) * tile::kN;
-    if (p.y_dtype == DType::f32) epilogue<float>(p, sum_scale, sum, stride, row, rows, n);
-    if (p.y_dtype == DType::bf16) epilogue<bf16>(p, sum_scale, sum, stride, row, rows, n);
-    if (p.y_dtype == DType::f16) epilogue<f16>(p, sum_scale, sum, stride, row, rows, n);
   }
 }
 
@@ -246,7 +183,7 @@ static void run_tiles(const GemmParams& p, int64_t tile_begin, int64_t tile_end)
           }
         }
       }
-      write_rows(p, 1.f, total, kTilesInCache * tile::kN, row, rows, tile, tiles);
+      finish(epilogue_of(p), 1.f, total, kTilesInCache * tile::kN, row, rows, tile, tiles);
     }
   }
 }

@@ -11,17 +11,18 @@ namespace lowbit::cpu::LOWBIT_ISA {
 constexpr int64_t kStepK = 64, kStepK8 = kStepK / 8;  // of a tile
 constexpr int64_t kFewestTileRows = 7;                // below, vpdpbusd is as fast
 constexpr int64_t kDeepestTiles = 131071;             // 16 times the sum of more might leave 32 bits
-constexpr int64_t kStepsAhead = 8;                    // of the prefetch
 
 struct IntTiles {
   const GemmParams& p;
   Panels panels;
   uint8_t* x;
   int64_t k8, tile_bytes, groups;
+  static constexpr int kTerms = 1;
+  static constexpr int64_t group_steps = 0, piece_unit = 2;  // pieces begin with a group
 
   explicit IntTiles(const GemmParams& p)
       : p(p),
-        panels(p.m, (p.k + kStepK - 1) / kStepK),
+        panels(p.m, (p.k + kStepK - 1) / kStepK, kTerms),
         x(reinterpret_cast<uint8_t*>(p.panels)),
         k8((p.k + 7) / 8),
         tile_bytes(p.weight_int8 ? tile::kInt8Bytes : tile::kInt4Bytes),
@@ -31,6 +32,7 @@ struct IntTiles {
   static inline void dot() {
     dot_s8<kRow, kChannel>();
   }
+  void add_group(const Piece&, int64_t, const int32_t*, int64_t, int32_t*) const {}  // weights have the scale
 
   // A panel of codes; zeros where there is no row or no k.
   void pack(int64_t panel) const {
@@ -52,10 +54,8 @@ struct IntTiles {
   // A step of channel tile t as int8, times sum_scale().
   void weights(int64_t t, int64_t step, uint8_t* to) const {
     const int64_t first = step * kStepK8, left = k8 - first;
-    // this far ahead in the tile, or in the next but one: the next is being read as well
-    const int64_t ahead = step + kStepsAhead < panels.steps ? kStepsAhead : kStepsAhead + panels.steps;
     const uint8_t* from = p.weight + (t * k8 + first) * tile_bytes;
-    Codes codes{from, to, ahead * kStepK8 * tile_bytes,
+    Codes codes{from, to, panels.ahead(step) * kStepK8 * tile_bytes,
                 left < kStepK8 ? left : kStepK8};  // the rest meets zeros
     if (p.weight_int8) return codes.copy();
     if (p.fp4) return codes.look_up(p.fp4->value);
@@ -68,7 +68,7 @@ struct IntTiles {
   float sum_scale() const { return p.weight_int8 || p.fp4 || p.group_scale ? 1.f : 1 / 16.f; }
 
   void write(const int32_t* sums, int64_t row, int64_t rows, int64_t t, int64_t tiles) const {
-    write_rows(p, sum_scale(), sums, kSumStride, row, row + rows < p.m ? rows : p.m - row, t, tiles);
+    finish(epilogue_of(p), sum_scale(), sums, kSumStride, row, row + rows < p.m ? rows : p.m - row, t, tiles);
   }
 
  private:

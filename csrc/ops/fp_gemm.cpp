@@ -102,7 +102,7 @@ Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view form
   if (residual) p.residual = residual->const_data_ptr();
 
   const cpu::Kernels& kernels = cpu::active();
-  Workspace panels(p.m * ceil_div(p.k, fp_tile::kK) * fp_tile::kK * 4);
+  Workspace panels(kernels.fp_panel_words(p) * 4);
   p.panels = panels.as<float>();
   const int64_t count = kernels.fp_panel_count(p), per_panel = p.m / count * p.k + 1;
   p.split = kernels.fp_prefers_split(p);

@@ -1,4 +1,6 @@
-"""fp_linear: exact where sums are exact, within the derived bound elsewhere, the same bits on every ISA."""
+"""fp_linear: exact where sums are exact, within the derived bound elsewhere, the same bits on every ISA; AMX
+tiles, which take many rows, have the bits of tiles in portable code.
+"""
 
 import dataclasses
 import itertools
@@ -11,7 +13,18 @@ import torch
 
 from tests.oracle import compare, minifloat
 
-from .support import CPU_ONLY, ISAS, ON_CPU, OPS, assert_unchanged, set_isa, snapshot, stored, tensor
+from .support import (
+    CPU_ONLY,
+    GEMM_ISAS,
+    ISAS,
+    ON_CPU,
+    OPS,
+    assert_unchanged,
+    set_isa,
+    snapshot,
+    stored,
+    tensor,
+)
 
 WIDEST = "float32" if ON_CPU else "float16"  # of the activations that the device takes, the most exact
 LARGEST = "float32" if ON_CPU else "bfloat16"  # and the one of the widest range
@@ -29,6 +42,15 @@ CASES = [
     ),
     minifloat.Case(70, 40, 256, "int4", 128, "bfloat16"),  # on a Hopper: wgmma with groups
     minifloat.Case(1030, 70, 264, "e2m3", 32, "float16", True),  # on any card: torch's matmul
+    *(  # in AMX tiles: pieces of k, blocks of rows, a single channel tile
+        minifloat.Case(m, n, k, fmt, group, dtype, values=values)
+        for (m, n, k), (fmt, group), (dtype, values) in zip(
+            ((6, 33, 600), (17, 16, 33), (40, 40, 390), (49, 17, 776), (130, 33, 1100), (300, 33, 260)),
+            (("e3m2", 32), ("e2m1", None), ("e2m3", None), ("int4", 128), ("e2m3", 64), ("int4", 32)),
+            itertools.cycle(((WIDEST, "random"), ("bfloat16", "integers"), ("float16", "random"))),
+            strict=False,
+        )
+    ),
 ]
 BASE = [
     minifloat.Case(9, 37, 130, "e3m2", None, WIDEST, True),
@@ -36,6 +58,7 @@ BASE = [
     minifloat.Case(34, 70, 1100, "e2m1", 64, "bfloat16", True),
     minifloat.Case(11, 40, 256, "int4", 128, WIDEST),
 ]
+FEWEST_TILE_ROWS = 6
 
 
 def terms(case: minifloat.Case) -> int:
@@ -75,20 +98,28 @@ def test_against_the_oracle(case, isa):
 def test_same_bits_on_every_isa(case):
     args, results = arguments(case, minifloat.data(case, seed=1)), {}
     before = lowbit.ops.isa()
-    for isa in ISAS:
+    for isa in GEMM_ISAS:
         set_isa(isa)
         results[isa] = lowbit.ops.fp_linear(*args)
     set_isa(before)
+    tiles = [isa for isa in GEMM_ISAS if isa not in ISAS and case.m >= FEWEST_TILE_ROWS]
     for isa, y in results.items():
-        assert torch.equal(y, results[ISAS[0]]), isa
+        assert torch.equal(y, results[(tiles if isa in tiles else ISAS)[0]]), isa
 
 
 @pytest.mark.parametrize("case", BASE, ids=str)
 def test_rows_do_not_see_each_other(case, isa):
-    args = arguments(case, minifloat.data(case))
+    d = minifloat.data(case)
+    args = arguments(case, d)
     whole = OPS.fp_linear(*args)
-    for first, last in ((0, 1), (1, 3), (2, 7), (4, 9), (3, 8), (8, 9)):
-        compare.exact(OPS.fp_linear(args[0][first:last], *args[1:]), whole[first:last])
+    for first, last in ((0, 1), (1, 3), (2, 7), (4, 9), (3, 8), (8, 9), (0, 6), (2, 9), (1, 33)):
+        x = args[0][first:last]
+        if isa in GEMM_ISAS and isa not in ISAS and len(x) < FEWEST_TILE_ROWS:  # another order of the sums
+            rows, (want, magnitude) = slice(first, last), minifloat.expected(case, d)
+            got = OPS.fp_linear(x, *args[1:])
+            compare.bounded(got, want[rows], magnitude[rows], terms(case), case.dtype)
+        else:
+            compare.exact(OPS.fp_linear(x, *args[1:]), whole[first:last])
     x = args[0].clone()
     x[4] = float("nan")
     got = OPS.fp_linear(x, *args[1:])
@@ -163,26 +194,28 @@ def test_every_code_at_every_place(isa):
         compare.exact(OPS.fp_linear(*arguments(case, d)), torch.from_numpy(want).to(getattr(torch, WIDEST)))
 
 
-def test_extreme_scales(isa):
+@pytest.mark.parametrize("rows", [1, 9])
+def test_extreme_scales(rows, isa):
     """Group scales over the whole range of e8m0, its subnormal end included."""
     scale = np.array([[0, 1, 127, 253, 254]], np.uint8)
     codes = np.zeros((1, 160), np.uint8)
     codes[0, ::32] = 0b001000  # 1.0 in e2m3
     for g in range(5):
-        x = np.zeros((1, 160), np.float32)
-        x[0, 32 * g] = 1.0
+        x = np.zeros((rows, 160), np.float32)
+        x[:, 32 * g] = 1.0
         d = minifloat.Data(x, codes, np.ones(1, np.float32), scale, None)
-        y = OPS.fp_linear(*arguments(minifloat.Case(1, 1, 160, "e2m3", 32, LARGEST), d))
+        y = OPS.fp_linear(*arguments(minifloat.Case(rows, 1, 160, "e2m3", 32, LARGEST), d))
         # the power of two that fp16 lends the codes is given back after the scale, so the smallest underflow
         want = float(np.float32(2.0 ** (int(scale[0, g]) - 127 - 14))) * 2.0**14
-        assert float(y) == want
+        assert (y == want).all()
 
 
 @pytest.mark.parametrize("power", [-100, -80, -40, -21, -20, 40, 41, 70, 100])
-def test_activations_of_any_size(power, isa):
+@pytest.mark.parametrize("rows", [3, 9])
+def test_activations_of_any_size(power, rows, isa):
     """Whole numbers times a power of two: exact, though the way through bf16 serves a part of the range."""
     for fmt, group in (("e3m2", None), ("e2m3", 32), ("e2m1", None)):
-        case = minifloat.Case(3, 40, 96, fmt, group, LARGEST, values="integers")
+        case = minifloat.Case(rows, 40, 96, fmt, group, LARGEST, values="integers")
         d = minifloat.data(case)
         d.w_scale[:] = 1
         want, _ = minifloat.expected(case, d)

@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from tests.oracle import cases, codec, compare
 from tests.oracle import ops as oracle
 
-from .support import CPU_ONLY, GEMM_ISAS, OPS, assert_unchanged, linear_call, set_isa, snapshot, tensor, weight_tiles
+from .support import (
+    CPU_ONLY,
+    GEMM_ISAS,
+    OPS,
+    assert_unchanged,
+    linear_call,
+    set_isa,
+    snapshot,
+    tensor,
+    weight_tiles,
+)
 
 CASES = [*cases.linear_cases(4), *cases.linear_cases(8)]
 BASE = [

@@ -1,6 +1,7 @@
 // Compiled for the AVX-512 sets: what a CPU with AMX does better. LOWBIT_ISA and LOWBIT_VEC as in
 // int_gemm.cpp.
 #include LOWBIT_VEC
+#include "fp_gemm_amx-inl.h"
 #include "int_gemm_amx-inl.h"
 
 namespace lowbit::cpu::LOWBIT_ISA {
@@ -10,6 +11,10 @@ void use_tiles(Kernels& k) {
   k.gemm_panel_count = tile_gemm_panel_count;
   k.gemm_pack = tile_gemm_pack;
   k.gemm_tiles = tile_gemm_tiles;
+  k.fp_panel_words = tile_fp_panel_words;
+  k.fp_panel_count = tile_fp_panel_count;
+  k.fp_pack = tile_fp_pack;
+  k.fp_tiles = tile_fp_tiles;
 }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -1,0 +1,215 @@
+// Weight-only GEMM in AMX tiles of bf16, for many rows. Every weight of 4 or 6 bits is a bf16 number; an
+// activation is the sum of one to three (`terms_of`), times a power of two per row that keeps them clear of
+// the subnormals, which tiles take for zero. So the products are exact, and sums are fp32 in the tile's
+// order.
+#pragma once
+
+#include "../numeric/int4.h"
+#include "fp_gemm-inl.h"
+#include "tile_gemm-inl.h"
+
+namespace lowbit::cpu::LOWBIT_ISA {
+
+constexpr int64_t kFpStepK = 32, kFpStepK8 = kFpStepK / 8;  // of a tile
+constexpr int64_t kFewestFpTileRows = 6;
+
+// bf16 has 8 significant bits: bf16, fp16 and fp32 have 8, 11 and 24.
+static inline int terms_of(DType dtype) { return dtype == DType::bf16 ? 1 : dtype == DType::f16 ? 2 : 3; }
+
+// The bf16 values of a format's codes.
+struct CodeTable {
+  __m512i low, high;  // of 6-bit codes the first and the second half; of 4-bit ones twice the same, low
+
+  explicit CodeTable(Format format) {
+    uint16_t value[64] = {};
+    const int codes = 1 << bits_of(format);
+    for (int i = 0; i < 64; ++i) {
+      const int code = i % codes;
+      float v = float(code < 8 ? code : code - 16);  // int4
+      with_minifloat(format, [&](auto f) { v = f.decode(code); });
+      value[i] = uint16_t(float_bits(v) >> 16);
+    }
+    low = load512(value), high = load512(value + 32);
+  }
+};
+
+template <int kTerms_>
+struct FpTiles {
+  static constexpr int kTerms = kTerms_;
+  static constexpr int64_t piece_unit = 4;  // the longest group
+  const FpGemmParams& p;
+  Panels panels;
+  float* row_scale;  // [m]
+  uint8_t* x;
+  int64_t k8, tile_bytes, groups, group_steps;
+  CodeTable table;
+
+  explicit FpTiles(const FpGemmParams& p)
+      : p(p),
+        panels(p.m, (p.k + kFpStepK - 1) / kFpStepK, kTerms),
+        row_scale(p.panels),
+        x(reinterpret_cast<uint8_t*>(p.panels + (p.m + 15) / 16 * 16)),
+        k8((p.k + 7) / 8),
+        tile_bytes(fp_tile::bytes(bits_of(p.format))),
+        groups(p.group_scale ? (p.k + p.group - 1) / p.group : 1),
+        group_steps(p.group_scale ? p.group / kFpStepK : 0),
+        table(p.format) {}
+
+  int64_t words() const { return (p.m + 15) / 16 * 16 + panels.count * panels.bytes() / 4; }
+
+  template <int kRow, int kChannel>
+  static inline void dot() {
+    dot_bf16<kRow, kChannel>();
+  }
+
+  void pack(int64_t panel) const {
+    for (int64_t r = 0; r < panels.rows; ++r) {
+      const int64_t row = panel * panels.rows + r;
+      uint8_t* to = x + panel * panels.bytes() + r * kTileBytes;
+      if (row >= p.m) {
+        for (int64_t i = 0; i < panels.steps * kTerms; ++i)
+          std::memset(to + i * panels.rows * kTileBytes, 0, kTileBytes);
+        continue;
+      }
+      if (p.dtype == DType::f32) pack_row<float>(row, to);
+      if (p.dtype == DType::bf16) pack_row<bf16>(row, to);
+      if (p.dtype == DType::f16) pack_row<f16>(row, to);
+    }
+  }
+
+  void weights(int64_t t, int64_t step, uint8_t* to) const {
+    const uint8_t* from = p.weight + (t * k8 + step * kFpStepK8) * tile_bytes;
+    const int64_t ahead = panels.ahead(step) * kFpStepK8 * tile_bytes;
+    for (int64_t i = 0; i < kFpStepK8 * tile_bytes; i += 64) __builtin_prefetch(from + ahead + i, 0, 2);
+    for (int64_t i = 0; i < kFpStepK8; ++i, from += tile_bytes, to += 4 * kTileBytes) {
+      if (step * kFpStepK8 + i >= k8) std::memset(to, 0, 4 * kTileBytes);
+      else if (bits_of(p.format) == 4) decode4(from, to);
+      else decode6(from, to);
+    }
+  }
+
+  void add_group(const Piece& piece, int64_t first, const int32_t* group_sums, int64_t rows,
+                 int32_t* sums) const {
+    const int64_t group = first / group_steps, scale_bytes = p.scale_fp16 ? 2 : 1;
+    const float* from = reinterpret_cast<const float*>(group_sums);
+    float* to = reinterpret_cast<float*>(sums);
+    for (int64_t t = 0; t < piece.tiles; ++t) {
+      const uint8_t* at = p.group_scale + ((piece.tile + t) * groups + group) * fp_tile::kN * scale_bytes;
+      const V scale = p.scale_fp16 ? from_fp16(load_half(at)) : from_e8m0(at);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t i = r * kSumStride + t * 16;
+        const V sum = load(from + i);
+        store(to + i, first ? add_signed(load(to + i), scale, sum) : mul(sum, scale));
+      }
+    }
+  }
+
+  void write(const int32_t* sums, int64_t row, int64_t rows, int64_t t, int64_t tiles) const {
+    const float* from = reinterpret_cast<const float*>(sums);
+    Epilogue e = epilogue_of(p, 1.f);
+    e.x_scale = row_scale;
+    finish(e, 1.f, from, kSumStride, row, row + rows < p.m ? rows : p.m - row, t, tiles);
+  }
+
+ private:
+  // The row times a power of two, its largest magnitude in [1, 2) (up to 4 at the end of the range), as
+  // terms.
+  template <class In>
+  void pack_row(int64_t row, uint8_t* to) const {
+    const In* from = static_cast<const In*>(p.x) + row * p.k;
+    In tail[kLanes] = {};
+    const auto values = [&](int64_t k) {
+      if (k + kLanes <= p.k) return load(from + k);
+      for (int64_t i = 0; i < kLanes; ++i) tail[i] = k + i < p.k ? from[k + i] : In{};
+      return load(tail);
+    };
+    I largest = zero_bits();
+    for (int64_t k = 0; k < p.k; k += kLanes) largest = max_abs_bits(largest, values(k));
+    const int field = lane_max_bits(largest) >> 23;
+    const int e = field == 255 ? 127 : field < 1 ? 1 : field > 253 ? 253 : field;
+    row_scale[row] = bits_float(uint32_t(e) << 23);
+    const V factor = set1(bits_float(uint32_t(254 - e) << 23));
+    for (int64_t step = 0; step < panels.steps; ++step, to += panels.step_bytes())
+      for (int64_t half = 0; half < 2; ++half) {
+        V left = mul(values(step * kFpStepK + half * kLanes), factor);
+        for (int term = 0; term < kTerms; ++term)
+          store_half(to + term * panels.rows * kTileBytes + half * 32, next_term(left));
+      }
+  }
+  // The upper half of the bits, which leave v; of infinity and NaN nothing is left.
+  static inline __m256i next_term(V& v) {
+    const I bits = _mm512_castps_si512(v),
+            upper = _mm512_and_si512(bits, _mm512_set1_epi32(int(0xffff0000u)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const V rest = sub(v, _mm512_castsi512_ps(upper));
+    v = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(rest, rest, _CMP_UNORD_Q), rest, set1(0.f));
+    const I words = _mm512_mask_blend_epi32(nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x7fc0));
+    return _mm512_cvtepi32_epi16(words);
+  }
+  static inline void store_half(uint8_t* to, __m256i v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v);
+  }
+
+  // A tile row's words, 32 bits each, hold the codes of k at the top of the lower half. Two of its codes for
+  // each channel become the indices of 16-bit lanes; a lookup ignores what is above an index.
+  static inline __m512i words_of(const uint8_t* tile, int row) {
+    return _mm512_cvtepu16_epi32(load_half(tile + 2 * fp_tile::kRowWords * row));
+  }
+  static inline __m512i pair(__m512i lower, __m512i upper) { return _mm512_or_si512(lower, upper); }
+  inline void decode4(const uint8_t* tile, uint8_t* to) const {
+    for (int row = 0; row < 2; ++row, to += 2 * kTileBytes) {
+      const __m512i w = words_of(tile, row);
+      const __m512i first = pair(_mm512_srli_epi32(w, 12), _mm512_slli_epi32(w, 8));
+      const __m512i second = pair(_mm512_srli_epi32(w, 4), _mm512_slli_epi32(w, 16));
+      _mm512_storeu_si512(to, _mm512_permutexvar_epi16(first, table.low));
+      _mm512_storeu_si512(to + kTileBytes, _mm512_permutexvar_epi16(second, table.low));
+    }
+  }
+  inline void put6(uint8_t* to, __m512i index) const {
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(table.low, index, table.high));
+  }
+  inline void decode6(const uint8_t* tile, uint8_t* to) const {
+    const __m512i w[3] = {words_of(tile, 0), words_of(tile, 1), words_of(tile, 2)};
+    for (int row = 0; row < 3; ++row)
+      put6(to + row * kTileBytes, pair(_mm512_srli_epi32(w[row], 10), _mm512_slli_epi32(w[row], 12)));
+    const auto bits = [](__m512i v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi32(mask)); };
+    const __m512i sixth = pair(bits(_mm512_slli_epi32(w[0], 2), 0x3c), bits(_mm512_srli_epi32(w[1], 2), 3));
+    const __m512i seventh =
+        pair(bits(_mm512_slli_epi32(w[2], 18), 0x3c0000), _mm512_slli_epi32(bits(w[1], 3), 16));
+    put6(to + 3 * kTileBytes, pair(sixth, seventh));
+  }
+};
+
+static inline bool fits_fp_tiles(const FpGemmParams& p) { return p.m >= kFewestFpTileRows && p.k > 0; }
+
+// f(FpTiles) of the terms that the activations need
+template <class F>
+static inline auto with_fp_tiles(const FpGemmParams& p, const F& f) {
+  const int terms = terms_of(p.dtype);
+  return terms == 1 ? f(FpTiles<1>(p)) : terms == 2 ? f(FpTiles<2>(p)) : f(FpTiles<3>(p));
+}
+
+static inline int64_t tile_fp_panel_words(const FpGemmParams& p) {
+  if (!fits_fp_tiles(p)) return fp_panel_words(p);
+  return with_fp_tiles(p, [](const auto& tiles) { return tiles.words(); });
+}
+
+static inline int64_t tile_fp_panel_count(const FpGemmParams& p) {
+  if (!fits_fp_tiles(p)) return fp_panel_count(p);
+  return with_fp_tiles(p, [](const auto& tiles) { return tiles.panels.count; });
+}
+
+static inline bool tile_fp_pack(const FpGemmParams& p, int64_t begin, int64_t end) {
+  if (!fits_fp_tiles(p)) return fp_pack(p, begin, end);
+  with_fp_tiles(p, [&](const auto& tiles) {
+    for (int64_t i = begin; i < end; ++i) tiles.pack(i);
+  });
+  return true;
+}
+
+static inline void tile_fp_tiles(const FpGemmParams& p, int64_t begin, int64_t end) {
+  if (!fits_fp_tiles(p)) return fp_tiles(p, begin, end);
+  with_fp_tiles(p, [&](const auto& tiles) { run_tile_gemm(tiles, begin, end); });
+}
+
+}  // namespace lowbit::cpu::LOWBIT_ISA
