@@ -233,6 +233,7 @@ struct Kernels {
   // scratch: gives the floats of workspace that one thread needs
   int64_t (*quantize_scratch)(const QuantizeParams&);
   void (*quantize_rows)(const QuantizeParams&, float* scratch, int64_t row_begin, int64_t row_end);
+  void (*unpack_nibbles)(const uint8_t* from, int64_t bytes, int8_t* to);  // of int4
   void (*quantize_fp4_rows)(const QuantizeFp4Params&, int64_t row_begin, int64_t row_end);
   int64_t (*hadamard_scratch)(const HadamardParams&);
   void (*hadamard_rows)(const HadamardParams&, float* scratch, int64_t row_begin, int64_t row_end);

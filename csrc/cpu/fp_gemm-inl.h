@@ -243,7 +243,9 @@ static bool fp_pack(const FpGemmParams& p, int64_t begin, int64_t end) {
   return may_split;
 }
 
-static inline bool fp_prefers_split(const FpGemmParams& p) { return p.format != Format::kInt4 && prefers_split(); }
+static inline bool fp_prefers_split(const FpGemmParams& p) {
+  return p.format != Format::kInt4 && prefers_split();
+}
 
 template <class D>
 static inline void fp_run_float(const FpGemmParams& p, int64_t begin, int64_t end) {

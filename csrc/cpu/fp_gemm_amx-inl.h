@@ -4,7 +4,6 @@
 // order.
 #pragma once
 
-#include "../numeric/int4.h"
 #include "fp_gemm-inl.h"
 #include "tile_gemm-inl.h"
 
@@ -117,34 +116,41 @@ struct FpTiles {
   template <class In>
   void pack_row(int64_t row, uint8_t* to) const {
     const In* from = static_cast<const In*>(p.x) + row * p.k;
-    In tail[kLanes] = {};
-    const auto values = [&](int64_t k) {
-      if (k + kLanes <= p.k) return load(from + k);
-      for (int64_t i = 0; i < kLanes; ++i) tail[i] = k + i < p.k ? from[k + i] : In{};
-      return load(tail);
-    };
     I largest = zero_bits();
-    for (int64_t k = 0; k < p.k; k += kLanes) largest = max_abs_bits(largest, values(k));
+    for (int64_t k = 0; k < p.k; k += kLanes) largest = max_abs_bits(largest, values(from, k));
     const int field = lane_max_bits(largest) >> 23;
     const int e = field == 255 ? 127 : field < 1 ? 1 : field > 253 ? 253 : field;
     row_scale[row] = bits_float(uint32_t(e) << 23);
     const V factor = set1(bits_float(uint32_t(254 - e) << 23));
+    if (field == 255) pack_terms<In, false>(from, factor, to);
+    else pack_terms<In, true>(from, factor, to);
+  }
+  template <class In, bool kFinite>
+  void pack_terms(const In* from, V factor, uint8_t* to) const {
     for (int64_t step = 0; step < panels.steps; ++step, to += panels.step_bytes())
       for (int64_t half = 0; half < 2; ++half) {
-        V left = mul(values(step * kFpStepK + half * kLanes), factor);
+        V left = mul(values(from, step * kFpStepK + half * kLanes), factor);
         for (int term = 0; term < kTerms; ++term)
-          store_half(to + term * panels.rows * kTileBytes + half * 32, next_term(left));
+          store_half(to + term * panels.rows * kTileBytes + half * 32, next_term<kFinite>(left));
       }
   }
+  // kLanes of a row from k on, zeros past its end
+  template <class In>
+  inline V values(const In* from, int64_t k) const {
+    if (k + kLanes <= p.k) return load(from + k);
+    In tail[kLanes] = {};
+    for (int64_t i = 0; k + i < p.k; ++i) tail[i] = from[k + i];
+    return load(tail);
+  }
   // The upper half of the bits, which leave v; of infinity and NaN nothing is left.
+  template <bool kFinite>
   static inline __m256i next_term(V& v) {
-    const I bits = _mm512_castps_si512(v),
-            upper = _mm512_and_si512(bits, _mm512_set1_epi32(int(0xffff0000u)));
+    const I bits = _mm512_castps_si512(v), upper = _mm512_srli_epi32(bits, 16);
+    const V rest = sub(v, _mm512_castsi512_ps(_mm512_slli_epi32(upper, 16)));
+    if (kFinite) return v = rest, _mm512_cvtepi32_epi16(upper);
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    const V rest = sub(v, _mm512_castsi512_ps(upper));
     v = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(rest, rest, _CMP_UNORD_Q), rest, set1(0.f));
-    const I words = _mm512_mask_blend_epi32(nan, _mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x7fc0));
-    return _mm512_cvtepi32_epi16(words);
+    return _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, upper, _mm512_set1_epi32(0x7fc0)));
   }
   static inline void store_half(uint8_t* to, __m256i v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v);

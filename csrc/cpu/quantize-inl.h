@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../numeric/format.h"
+#include "../numeric/int4.h"
 #include "dispatch.h"
 #include "hadamard-inl.h"
 
@@ -65,6 +66,11 @@ static void quantize_row(const QuantizeParams& p, const T* x, int8_t* q, float* 
   const float inv = finish_scale(bits, bits_float(bits) * p.clip / float(qmax), scale);
   if (inv == 0.f) __builtin_memset(q, 0, size_t(p.k));
   else write_codes(x, p.k, inv, qmax, q);
+}
+
+static inline void unpack_nibbles(const uint8_t* from, int64_t bytes, int8_t* to) {
+  for (int64_t i = 0; i < bytes; ++i)
+    to[2 * i] = int8_t(int4::decode_low(from[i])), to[2 * i + 1] = int8_t(int4::decode_high(from[i]));
 }
 
 static inline void pack_nibbles(const int8_t* q, int64_t k, uint8_t* out) {

@@ -9,6 +9,7 @@ void add_quantize(Kernels& k) {
   k.quantize_rows = quantize_rows;
   k.quantize_fp4_rows = quantize_fp4_rows;
   k.encode_fp = encode_fp;
+  k.unpack_nibbles = unpack_nibbles;
 }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -17,6 +17,7 @@
 #include "../cpu/dispatch.h"
 #include "../numeric/ceil_div.h"
 #include "../numeric/int4.h"
+#include "workspace.h"
 
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name before torch 2.12
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
@@ -114,29 +115,6 @@ inline Tensor empty_beside(const Tensor& x, const Shape& shape, ScalarType dtype
   return x.is_cuda() ? empty(shape, dtype, aoti_torch_device_type_cuda(), x.get_device_index())
                      : empty(shape, dtype);
 }
-
-// Workspace of `bytes` bytes, 64-byte aligned: on the stack where it is small, else from torch's allocator.
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) {
-    if (bytes <= int64_t(sizeof(small_))) {
-      data_ = small_;
-    } else {
-      tensor_ = empty({bytes + 64}, ScalarType::Byte);
-      data_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(tensor_->mutable_data_ptr()) + 63) &
-                                      ~uintptr_t(63));
-    }
-  }
-  template <class T>
-  T* as() {
-    return reinterpret_cast<T*>(data_);
-  }
-
- private:
-  alignas(64) char small_[40 * 1024];
-  char* data_;
-  std::optional<Tensor> tensor_;
-};
 
 // Runs f(thread, begin, end) over [0, count) in at most `threads()` pieces of at least `grain`.
 inline int64_t threads() { return int64_t(torch::stable::get_num_threads()); }

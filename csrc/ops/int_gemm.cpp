@@ -97,9 +97,7 @@ Tensor integer_linear(const char* op, bool int8_weight, const Tensor& x_in, cons
         memset(row + k, 0, size_t(stride - k));
         if (packed) {
           const uint8_t* from = static_cast<const uint8_t*>(x.const_data_ptr()) + r * rows.length;
-          for (int64_t i = 0; i < rows.length; ++i)
-            row[2 * i] = int8_t(int4::decode_low(from[i])),
-                    row[2 * i + 1] = int8_t(int4::decode_high(from[i]));
+          cpu::active().unpack_nibbles(from, rows.length, row);
         } else {
           memcpy(row, static_cast<const int8_t*>(x.const_data_ptr()) + r * k, size_t(k));
         }

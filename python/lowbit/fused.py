@@ -31,6 +31,7 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"
 
 
 _FEW_ROWS = 16  # of the smallest tile of the products on CUDA
+_CACHED_ROWS = 256  # of an MLP at a time
 _COLUMNS = 16  # bytes: rows of codes that a product on CUDA takes as they lie are a multiple of this
 
 
@@ -300,5 +301,11 @@ class FusedLayer:
         """h [T, d] -> [T, d]; attend(qkv [T, (Hq + 2 Hkv) D]) -> [T, Hq D], or codes and scales of that."""
         qkv = self.qkv.behind_norm(h)  # [T, (Hq + 2 Hkv) D]
         h = self.o.behind_attention(attend(qkv), h)
+        if on_card(h) or len(h) <= _CACHED_ROWS:
+            return self._mlp(h)
+        # a CPU has the values between the two products still in its caches, if they are few
+        return torch.cat([self._mlp(rows) for rows in h.tensor_split(-(-len(h) // _CACHED_ROWS))])
+
+    def _mlp(self, h: Tensor) -> Tensor:
         gate_up = self.gate_up.behind_norm(h)  # [T, 2 F]
         return self.down.behind_gate(gate_up, self.activation, h)

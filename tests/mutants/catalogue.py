@@ -17,7 +17,7 @@ class Mutant:
 
 TESTS = {
     "int_gemm": ["tests/ops/test_linear.py", "tests/ops/test_dynamic_linear.py", "tests/ops/test_layout.py"],
-    "amx": ["tests/ops/test_linear.py", "tests/ops/test_fp4.py"],
+    "amx": ["tests/ops/test_linear.py", "tests/ops/test_fp4.py", "tests/ops/test_fp_linear.py"],
     "hadamard": ["tests/ops/test_hadamard.py"],
     "quantize": ["tests/ops/test_quantize.py", "tests/ops/test_dynamic_linear.py"],
     "fp4": ["tests/ops/test_fp4.py"],
@@ -38,6 +38,7 @@ TESTS = {
 # kernels that run under the emulator
 EMULATED = tuple(family for family in TESTS if family.endswith("_cuda"))
 
+_FINISHED = "cpu/epilogue-inl.h"
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
 _MIX_CPU = "cpu/hadamard_mix-inl.h"
@@ -55,20 +56,20 @@ MUTANTS = [
     # the tail of the channels
     Mutant(
         "int_gemm",
-        _GEMM,
-        "const int64_t valid = p.n - n < 16 ?",
-        "const int64_t valid = p.n - n <= 16 ? 15 : p.n - n < 16 ?",
+        _FINISHED,
+        "const int64_t valid = e.n - n < 16 ?",
+        "const int64_t valid = e.n - n <= 16 ? 15 : e.n - n < 16 ?",
     ),
     # the order of the roundings
     Mutant(
         "int_gemm",
-        _GEMM,
+        _FINISHED,
         "v[i] = add(v[i], bias[i]);",
         "v[i] = add(bias[i], mul(v[i], set1(1.0000001f)));",
     ),
-    Mutant("int_gemm", _GEMM, "mul(v[i], set1(x_scale[m]));", "mul(v[i], set1(x_scale[0]));"),
+    Mutant("int_gemm", _FINISHED, "mul(v[i], set1(x_scale[m]));", "mul(v[i], set1(x_scale[0]));"),
     # the low-rank product of the first rank for all
-    Mutant("int_gemm", _GEMM, "p.low_rank[m * p.rank + r]", "p.low_rank[m * p.rank]"),
+    Mutant("int_gemm", _FINISHED, "e.low_rank[m * e.rank + r]", "e.low_rank[m * e.rank]"),
     # the zero point of two of the four k
     Mutant("int_gemm", _GEMM, "s23 += a[2] + a[3]", "s23 += a[2]"),
     # the last, shorter panel
@@ -203,7 +204,7 @@ MUTANTS = [
     # int4's zero point
     Mutant("fp4", _GEMM, "p.fp4 ? p.fp4->max : Dot::kZeroPoint", "Dot::kZeroPoint"),
     # the power of two of the integers
-    Mutant("fp4", _GEMM, "mul(load(from + i * kLanes), set1(p.w_factor))", "load(from + i * kLanes)"),
+    Mutant("fp4", _FINISHED, "mul(load(from + i * kLanes), set1(e.w_factor))", "load(from + i * kLanes)"),
     Mutant("fp4", "ops/fp4.h", "(x ? x->int_scale : 1)", "2"),
     # s16 sums of e3m0 times int8
     Mutant("fp4", _GEMM, "p.max_code) >= 32 ?", "p.max_code) >= 4 ?"),

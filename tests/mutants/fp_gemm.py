@@ -15,7 +15,7 @@ EDITS = [
     (_FP, "kSplitLow = 0x1p-20f, kS", "kSplitLow = 0x1p-120f, kS"),
     (_FP, "D::kSplit && !p.group_scale ? kLower", "D::kSplit ? kLower"),
     (_FP_TILE, "k == 6 ? 2 : 0, 0, 2}}, 2};", "k == 6 ? 0 : 2, 0, 2}}, 2};"),
-    (_FP, "v = add(v, load(residual + i));", "v = add(v, load(residual));"),
+    ("cpu/epilogue-inl.h", "add(v[i], load(residual + i * kLanes));", "add(v[i], load(residual));"),
     # the codec: ties, saturation, the first binade
     (_FLOAT, "float(q - below >= 0.5f)", "float(q - below > 0.5f)"),
     (_FLOAT, "a = bits < top ? bits :", "a = bits < 2 * top ? bits :"),

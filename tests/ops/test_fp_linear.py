@@ -128,6 +128,20 @@ def test_rows_do_not_see_each_other(case, isa):
     compare.exact(got[keep], whole[keep])
 
 
+@pytest.mark.parametrize("rows", [2, 9])
+def test_infinity_and_nan_are_not_lost(rows, isa):
+    """An infinite activation gives what it gives in fp32; other rows do not see it."""
+    case = minifloat.Case(rows, 40, 70, "e2m3", None, LARGEST, values="integers")
+    d = minifloat.data(case)
+    d.x[1, 69] = np.inf
+    d.codes[0, 69], d.codes[1, 69], d.codes[2, 69] = 0b001000, 0b101000, 0  # 1, -1, 0
+    got = OPS.fp_linear(*arguments(case, d))[:, :3]
+    assert got[1, 0] == np.inf and got[1, 1] == -np.inf and got[1, 2].isnan()
+    d.x[1, 69] = 0
+    got = got[[i for i in range(rows) if i != 1]]
+    compare.exact(got, OPS.fp_linear(*arguments(case, d))[[i for i in range(rows) if i != 1]][:, :3])
+
+
 @pytest.mark.parametrize("case", [*BASE, *CASES[::11]], ids=str)
 def test_residual(case, isa):
     """Added to the fp32 sum, behind the bias, before the one rounding."""
