@@ -1,9 +1,9 @@
 """`python -m bench.readme`: rewrites the tables of README.md and docs/ from the committed results.
 
 Between `<!-- table:NAME -->` and `<!-- /table:NAME -->`, from files in bench/results: `demo` from
-demo-avx512.json, `options`, `float` and `static` from quality-smollm2.json (see bench/quality.py), `linear`
-from linear-cpu.json, `fp_gemm` from fp-gemm-cpu.json, `model` and `model_avx512` from model-cpu.json and
-model-cpu-avx512.json.
+demo-amx.json, `options`, `float` and `static` from quality-smollm2.json (see bench/quality.py), `linear`
+from linear-cpu.json, `fp_gemm` from fp-gemm-cpu.json, `model` and `model_amx` from model-cpu.json and
+model-cpu-amx.json.
 """
 
 import json
@@ -67,7 +67,7 @@ def _demo(report: dict) -> str:
         f"{report['windows']} windows of {report['window']} tokens of Python's documentation; "
         f"{report['device']['cpu']}, {report['device']['threads']} threads, {report['device']['isa']}; torch "
         f"{report['versions']['torch']}; commit {_commits(taken)}; "
-        f"{report['seconds'] / 60:.1f} minutes. From `bench/results/demo-avx512.json`."
+        f"{report['seconds'] / 60:.1f} minutes. From `bench/results/demo-amx.json`."
     )
     return _markdown(rows) + note
 
@@ -166,14 +166,14 @@ def _fp_gemm(run: dict) -> str:
 
 
 def _tables() -> dict[str, tuple[str, Callable[[dict], str]]]:
-    quality, models = "quality-smollm2.json", ("model-cpu.json", "model-cpu-avx512.json")
+    quality, models = "quality-smollm2.json", ("model-cpu.json", "model-cpu-amx.json")
     return {
-        "demo": ("demo-avx512.json", _demo),
+        "demo": ("demo-amx.json", _demo),
         "options": (quality, partial(_methods, methods=OPTIONS)),
         "float": (quality, partial(_methods, methods=FLOATS)),
         "static": (quality, partial(_methods, methods=STATIC)),
         "model": (models[0], partial(_model, file=models[0])),
-        "model_avx512": (models[1], partial(_model, file=models[1])),
+        "model_amx": (models[1], partial(_model, file=models[1])),
         "linear": ("linear-cpu.json", _linear),
         "fp_gemm": ("fp-gemm-cpu.json", _fp_gemm),
     }
