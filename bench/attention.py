@@ -1,11 +1,12 @@
-"""A decode step of one attention layer over the paged INT4 cache, against torch's attention over fp32 and
-bf16 keys and values.
+"""A decode step of one attention layer over the paged INT4 cache, and a prompt's attention, against torch's
+attention over fp32 and bf16 keys and values.
 
 kv4_attend does more than its peers: RoPE, the keys' Hadamard and appending are in its time. torch gets the
 query heads of a kv head as rows of one matrix, which spares it the copies of enable_gqa.
 """
 
 import argparse
+import functools
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -14,10 +15,11 @@ from tests.oracle import attention as oracle
 from tests.oracle import compare
 
 from . import report
-from .timing import interleave
+from .timing import Timing, interleave
 
 LAYERS = {"SmolLM2-135M": (9, 3, 64), "Llama-3-8B": (32, 8, 128)}  # query heads, kv heads, head size
 LENGTHS = (128, 2048, 8192)
+PROMPTS = (512, 2048)
 PAGE = 64
 
 
@@ -59,8 +61,36 @@ def _calls(heads: int, kv_heads: int, d: int, length: int) -> dict:
     }
 
 
+def _prompt(heads: int, kv_heads: int, d: int, length: int) -> dict:
+    g, calls = torch.Generator().manual_seed(length), {}
+    exact = [torch.randn(1, length, h, d, generator=g) for h in (heads, kv_heads, kv_heads)]
+    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        q, k, v = (x.to(dtype) for x in exact)
+        ours = functools.partial(torch.ops.lowbit.causal_attention, q, k, v, d**-0.5)
+        heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+        theirs = functools.partial(
+            scaled_dot_product_attention, *heads_first, is_causal=True, enable_gqa=True
+        )
+        torch.testing.assert_close(ours(), theirs().transpose(1, 2), atol=0.02, rtol=0.02)
+        calls |= {f"causal_attention {name}": ours, f"torch {name}": theirs}
+    return calls
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", default="all", help=f"comma-separated, of {', '.join(LAYERS)}")
+
+
+def _report(title: str, times: dict[str, Timing]) -> dict:
+    print(f"\n{title}")
+    report.print_table(
+        ["", "us", "spread", "x torch fp32", "x torch bf16"],
+        [
+            [call, f"{t.median * 1e6:.1f}", f"{100 * t.spread:.0f} %",
+             f"{t.speedup(times['torch fp32']):.2f}", f"{t.speedup(times['torch bf16']):.2f}"]
+            for call, t in times.items()
+        ],
+    )  # fmt: skip
+    return {call: t.to_dict() for call, t in times.items()}
 
 
 def run(options: argparse.Namespace) -> dict:
@@ -70,26 +100,10 @@ def run(options: argparse.Namespace) -> dict:
         for length in LENGTHS:
             times = interleave(_calls(heads, kv_heads, d, length), options.rounds, options.slice)
             read = length * kv_heads * (d + 8)
-            points.append(
-                {
-                    "layer": name,
-                    "length": length,
-                    "cache_bytes": read,
-                    "times": {call: t.to_dict() for call, t in times.items()},
-                }
-            )
-            print(f"\n{name}, {length} tokens, {read / 2**20:.2f} MiB of cache")
-            report.print_table(
-                ["", "us", "spread", "x torch fp32", "x torch bf16"],
-                [
-                    [
-                        call,
-                        f"{t.median * 1e6:.1f}",
-                        f"{100 * t.spread:.0f} %",
-                        f"{t.speedup(times['torch fp32']):.2f}",
-                        f"{t.speedup(times['torch bf16']):.2f}",
-                    ]
-                    for call, t in times.items()
-                ],
-            )
+            rows = _report(f"{name}, {length} tokens, {read / 2**20:.2f} MiB of cache", times)
+            points.append({"layer": name, "length": length, "cache_bytes": read, "times": rows})
+        for length in PROMPTS:
+            times = interleave(_prompt(heads, kv_heads, d, length), options.rounds, options.slice)
+            rows = _report(f"{name}, a prompt of {length} tokens", times)
+            points.append({"layer": name, "prompt": length, "times": rows})
     return {"points": points}

@@ -161,17 +161,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="default: 1")
     parser.add_argument("--prefill", type=int, default=512, help="tokens of a prompt (default: %(default)s)")
     parser.add_argument("--context", type=int, default=512, help="tokens before a decoded one (default: 512)")
+    parser.add_argument("--fused", default="float32,bfloat16", help="dtypes of the fused models")
     parser.add_argument("--peers", default="float32,bfloat16", help="dtypes of the unquantised model")
 
 
 def _contenders(options: argparse.Namespace, shape: Shape, layers: int) -> dict[str, nn.Module]:
-    """By name; a fused model is a copy of the one before it."""
+    """By name; fused models are copies of the one before them."""
     models = {
         f"torch {d}": random_model(shape, layers, getattr(torch, d)) for d in options.peers.split(",") if d
     }
     for method in [m.strip() for m in options.methods.split(",") if m.strip()]:
         models[method] = random_model(shape, layers, torch.float32, method)
-        models[f"{method} fused"] = lowbit.fuse(copy.deepcopy(models[method]))
+        for dtype in [d for d in options.fused.split(",") if d]:
+            name = f"{method} fused" + f" {dtype}" * (dtype != "float32")
+            models[name] = lowbit.fuse(copy.deepcopy(models[method]).to(getattr(torch, dtype)))
     return models
 
 
@@ -209,7 +212,7 @@ def _check(calls: dict[str, Callable[[], object]], whole: bool) -> dict[str, flo
     """How far fused models and plain ones are from those they stand for: |difference|_2 / |output|_2."""
     found = {}
     for name in calls:
-        other = next((name[: -len(end)] for end in (" fused", " plain") if name.endswith(end)), None)
+        other = next((name.split(end)[0] for end in (" fused", " plain") if end in name), None)
         if other is None:
             continue
         a, b = (_output(calls[n](), whole)[:, -1].float() for n in (name, other))

@@ -228,6 +228,22 @@ struct Kv4AttentionParams : KvAttentionParams<Kv4Pages> {
 };
 using KvFloatAttentionParams = KvAttentionParams<KvFloatPages>;  // of the dtype of the pages
 
+// Attention of the last `queries` tokens of each sequence, each to the keys up to its own.
+struct CausalAttentionParams {
+  DType dtype;
+  int64_t batch, heads, kv_heads, d, queries, keys;
+  const void *q, *k, *v;  // [batch, queries, heads, d], [batch, keys, kv_heads, d]
+  void* y;                // as q
+  float softmax_scale;
+  int64_t threads;
+  uint8_t* packed;  // workspace, 64-byte aligned
+};
+// What it takes: bytes of workspace, of all and of a thread, pieces to pack, then items to do; no items:
+// another way.
+struct CausalWork {
+  int64_t packed, scratch, pieces, items;
+};
+
 struct Kernels {
   const char* name;
   // scratch: gives the floats of workspace that one thread needs
@@ -263,6 +279,10 @@ struct Kernels {
   int64_t (*kv_partial_floats)(const KvFloatAttentionParams&);
   void (*kv_attend_items)(const KvFloatAttentionParams&, int64_t item_begin, int64_t item_end);
   void (*kv_merge_rows)(const KvFloatAttentionParams&, int64_t row_begin, int64_t row_end);
+  // null without tiles
+  CausalWork (*causal_work)(const CausalAttentionParams&);
+  void (*causal_pack)(const CausalAttentionParams&, int64_t piece_begin, int64_t piece_end);
+  void (*causal_items)(const CausalAttentionParams&, uint8_t* scratch, int64_t item_begin, int64_t item_end);
 };
 
 struct Isa {

@@ -4,6 +4,7 @@
 // order.
 #pragma once
 
+#include "bf16_terms-inl.h"
 #include "fp_gemm-inl.h"
 #include "tile_gemm-inl.h"
 
@@ -11,9 +12,6 @@ namespace lowbit::cpu::LOWBIT_ISA {
 
 constexpr int64_t kFpStepK = 32, kFpStepK8 = kFpStepK / 8;  // of a tile
 constexpr int64_t kFewestFpTileRows = 6;
-
-// bf16 has 8 significant bits: bf16, fp16 and fp32 have 8, 11 and 24.
-static inline int terms_of(DType dtype) { return dtype == DType::bf16 ? 1 : dtype == DType::f16 ? 2 : 3; }
 
 // The bf16 values of a format's codes.
 struct CodeTable {
@@ -117,7 +115,7 @@ struct FpTiles {
   void pack_row(int64_t row, uint8_t* to) const {
     const In* from = static_cast<const In*>(p.x) + row * p.k;
     I largest = zero_bits();
-    for (int64_t k = 0; k < p.k; k += kLanes) largest = max_abs_bits(largest, values(from, k));
+    for (int64_t k = 0; k < p.k; k += kLanes) largest = max_abs_bits(largest, lanes_of(from, k, p.k));
     const int field = lane_max_bits(largest) >> 23;
     const int e = field == 255 ? 127 : field < 1 ? 1 : field > 253 ? 253 : field;
     row_scale[row] = bits_float(uint32_t(e) << 23);
@@ -129,31 +127,10 @@ struct FpTiles {
   void pack_terms(const In* from, V factor, uint8_t* to) const {
     for (int64_t step = 0; step < panels.steps; ++step, to += panels.step_bytes())
       for (int64_t half = 0; half < 2; ++half) {
-        V left = mul(values(from, step * kFpStepK + half * kLanes), factor);
+        V left = mul(lanes_of(from, step * kFpStepK + half * kLanes, p.k), factor);
         for (int term = 0; term < kTerms; ++term)
           store_half(to + term * panels.rows * kTileBytes + half * 32, next_term<kFinite>(left));
       }
-  }
-  // kLanes of a row from k on, zeros past its end
-  template <class In>
-  inline V values(const In* from, int64_t k) const {
-    if (k + kLanes <= p.k) return load(from + k);
-    In tail[kLanes] = {};
-    for (int64_t i = 0; k + i < p.k; ++i) tail[i] = from[k + i];
-    return load(tail);
-  }
-  // The upper half of the bits, which leave v; of infinity and NaN nothing is left.
-  template <bool kFinite>
-  static inline __m256i next_term(V& v) {
-    const I bits = _mm512_castps_si512(v), upper = _mm512_srli_epi32(bits, 16);
-    const V rest = sub(v, _mm512_castsi512_ps(_mm512_slli_epi32(upper, 16)));
-    if (kFinite) return v = rest, _mm512_cvtepi32_epi16(upper);
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    v = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(rest, rest, _CMP_UNORD_Q), rest, set1(0.f));
-    return _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, upper, _mm512_set1_epi32(0x7fc0)));
-  }
-  static inline void store_half(uint8_t* to, __m256i v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v);
   }
 
   // A tile row's words, 32 bits each, hold the codes of k at the top of the lower half. Two of its codes for

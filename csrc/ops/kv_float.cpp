@@ -4,9 +4,6 @@
 namespace lowbit::ops {
 namespace {
 
-constexpr Attention<cpu::KvFloatAttentionParams> kAttention{
-    &cpu::Kernels::kv_partial_floats, &cpu::Kernels::kv_attend_items, &cpu::Kernels::kv_merge_rows};
-
 Tensor kv_attend(Tensor qkv, Tensor cos, Tensor sin, int64_t heads, int64_t kv_heads, Tensor key_cache,
                  Tensor value_cache, Tensor block_table, Tensor lengths, double softmax_scale,
                  OptTensor q_norm, OptTensor k_norm, double eps) {
@@ -34,7 +31,7 @@ Tensor kv_attend(Tensor qkv, Tensor cos, Tensor sin, int64_t heads, int64_t kv_h
   rope.cache = p.cache, rope.q = q.mutable_data_ptr();
   rope_rows(rope, in.tokens, &cpu::Kernels::kv_rope_rows);
   p.q = q.const_data_ptr(), p.y = y.mutable_data_ptr();
-  attend(p, plan, op, kAttention);
+  attend(p, plan, op, kFloatAttention);
   return y;
 }
 

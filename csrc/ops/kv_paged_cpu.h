@@ -22,6 +22,13 @@ struct Plan {
   std::vector<int64_t> tokens, first_split;
   int64_t longest = 0;
 
+  // Splits of sequences of so many tokens, at least one each.
+  explicit Plan(std::vector<int64_t> tokens_in) : tokens(std::move(tokens_in)), first_split{0} {
+    for (const int64_t n : tokens) {
+      first_split.push_back(first_split.back() + ceil_div(n, cpu::kKvSplit));
+      longest = n > longest ? n : longest;
+    }
+  }
   // more: tokens that come on top of `lengths`; prefix: whether there is one, which needs a split
   Plan(const char* op, const KvTables& t, int64_t pages, int64_t page_size, int64_t batch, int64_t more,
        bool prefix)
@@ -84,7 +91,10 @@ struct Attention {
   void (*cpu::Kernels::*merge_rows)(const Params&, int64_t, int64_t);
 };
 
-// p: all but the plan and the workspace
+constexpr Attention<cpu::KvFloatAttentionParams> kFloatAttention{
+    &cpu::Kernels::kv_partial_floats, &cpu::Kernels::kv_attend_items, &cpu::Kernels::kv_merge_rows};
+
+// p: all but the plan and the workspace; op: who says what is not finite in LOWBIT_CHECKED, or null
 template <class Params>
 void attend(Params& p, const Plan& plan, const char* op, const Attention<Params>& with) {
   p.tokens = plan.tokens.data(), p.first_split = plan.first_split.data();
@@ -99,7 +109,7 @@ void attend(Params& p, const Plan& plan, const char* op, const Attention<Params>
   const int64_t merge_work = 1 + p.cache.d * ceil_div(plan.longest, cpu::kKvSplit);
   parallel(p.batch * p.heads, 1 + kRowWork / merge_work,
            [&](int64_t, int64_t begin, int64_t end) { (kernels.*with.merge_rows)(p, begin, end); });
-  if (!checked_mode()) return;
+  if (!op || !checked_mode()) return;
   for (int64_t b = 0; b < p.batch; ++b)
     for (int64_t i = plan.first_split[size_t(b)] * p.heads; i < plan.first_split[size_t(b + 1)] * p.heads;
          ++i) {

@@ -70,6 +70,7 @@ STABLE_TORCH_LIBRARY(lowbit, m) {
       "kv_attend(Tensor qkv, Tensor cos, Tensor sin, int heads, int kv_heads, Tensor(a!) key_cache, "
       "Tensor(b!) value_cache, Tensor block_table, Tensor lengths, float softmax_scale, "
       "Tensor? q_norm=None, Tensor? k_norm=None, float eps=1e-6) -> Tensor");
+  m.def("causal_attention(Tensor q, Tensor k, Tensor v, float softmax_scale) -> Tensor");
   m.def(
       "kv4_attend(Tensor qkv, Tensor cos, Tensor sin, int heads, int kv_heads, Tensor(a!) key_codes, "
       "Tensor(b!) key_params, Tensor(c!) value_codes, Tensor(d!) value_params, Tensor block_table, "

@@ -17,6 +17,7 @@ class Mutant:
 
 TESTS = {
     "int_gemm": ["tests/ops/test_linear.py", "tests/ops/test_dynamic_linear.py", "tests/ops/test_layout.py"],
+    "amx_attention": ["tests/ops/test_causal_attention.py"],
     "amx": ["tests/ops/test_linear.py", "tests/ops/test_fp4.py", "tests/ops/test_fp_linear.py"],
     "hadamard": ["tests/ops/test_hadamard.py"],
     "quantize": ["tests/ops/test_quantize.py", "tests/ops/test_dynamic_linear.py"],
@@ -500,6 +501,7 @@ MUTANTS = [
     *(Mutant("attention_cuda", *edit) for edit in attention.CUDA_EDITS),
     *(Mutant("fp_gemm", *edit) for edit in fp_gemm.EDITS),
     *(Mutant("amx", *edit) for edit in amx.EDITS),
+    *(Mutant("amx_attention", *edit) for edit in amx.ATTENTION_EDITS),
     *(Mutant("fp_gemm_cuda", *edit) for edit in fp_gemm.CUDA_EDITS),
     # what was transformed: the maximum after the factor, not before it; the first row for all
     Mutant(

@@ -383,6 +383,16 @@ def _kv_attend() -> Iterator[Sample]:
         )
 
 
+def _causal_attention() -> Iterator[Sample]:
+    """Scores are equal and so are the values of a head."""
+    for dtype, queries, keys in ((torch.float32, 9, 9), (torch.bfloat16, 3, 8), (torch.float16, 8, 11)):
+        value = 2.0 ** torch.arange(-10, 10).view(2, 10)  # of a kv head
+        v = value.to(dtype).expand(2, keys, 2, 10).contiguous()
+        q, k = torch.zeros(2, queries, 4, 10, dtype=dtype), _x(2, keys, 2, 10, dtype=dtype)
+        want = value.to(dtype).repeat_interleave(2, 0).expand(2, queries, 4, 10)
+        yield (q, k, v, 0.5), compare.to_numpy(want.contiguous())
+
+
 def _gated_quantize() -> Iterator[Sample]:
     for bits, x, name, static in (
         (8, _x(3, 48), "silu", False),
@@ -427,6 +437,7 @@ SAMPLES: dict[str, Callable[[], Iterator[Sample]]] = {
     "kv4_attend": _kv4_attend,
     "kv4_attend_quantize": _kv4_attend_quantize,
     "kv_attend": _kv_attend,
+    "causal_attention": _causal_attention,
 }
 
 

@@ -102,13 +102,15 @@ def attention64(
     softmax_scale: float,
     any_order: bool = False,
     prefix: tuple[np.ndarray, np.ndarray] | None = None,
+    products: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """q [B, Hq, D] -> the real answer and a bound on the error of an fp32 implementation, both [B, Hq, D].
 
     A score is scale * sum(q c) + zero * sum(q), an output sum(p scale c) + sum(p zero) over sum(p). Rounding
     errors of a sum grow with the additions that one term passes through: 4 per block of 64 and 4 in the tree
     for scores, a split for values. With any_order, what plain fp32 sums in any order may do. prefix: exact
-    keys and values [P, Hkv, D] of tokens before those of every sequence.
+    keys and values [P, Hkv, D] of tokens before those of every sequence. products: relative errors of those
+    with keys and with values.
     """
     d, page, heads = q.shape[-1], caches.key_codes.shape[2], caches.key_codes.shape[1]
     exact = [x.astype(np.float64) for x in prefix or (np.zeros((0, heads, d)),) * 2]
@@ -127,7 +129,7 @@ def attention64(
             size = abs(k_scale) * (keys @ abs(x)) + abs(k_zero) * abs(x).sum()
             size = np.concatenate((abs(pk) @ abs(x), size))
             terms = d + 8 if any_order else 4 * -(-d // 64) + 4 + 5
-            wrong = compare.gamma(max(terms, d.bit_length() + 5), UNIT) * size
+            wrong = (compare.gamma(max(terms, d.bit_length() + 5), UNIT) + products[0]) * size
             # relative error of a probability: of its score, of the differences to the largest of the split
             # and of all, of exp twice; and what the clamp of exp leaves of probabilities below e^-87
             below = score.max() - score
@@ -145,7 +147,7 @@ def attention64(
             want[b, h] = out
             bound[b, h] = (
                 moved
-                + compare.gamma(terms, UNIT) * size
+                + (compare.gamma(terms, UNIT) + products[1]) * size
                 + compare.gamma(below_terms + 2, UNIT) * abs(out)
                 + compare.TINY["float32"] * all_tokens
             )

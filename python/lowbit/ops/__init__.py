@@ -11,6 +11,7 @@ if _ext.cuda_archs():
     cuda.register()
 
 NAMES = (
+    "causal_attention",
     "dynamic_linear",
     "encode_fp",
     "fp4_linear",
@@ -45,6 +46,7 @@ NAMES = (
     "unpack_int4",
 )
 
+causal_attention = torch.ops.lowbit.causal_attention
 dynamic_linear = torch.ops.lowbit.dynamic_linear
 encode_fp = torch.ops.lowbit.encode_fp
 fp4_linear = torch.ops.lowbit.fp4_linear

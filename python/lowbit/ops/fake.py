@@ -321,21 +321,16 @@ def _(
 
 @_fake("kv_attend")
 def _(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    heads: int,
-    kv_heads: int,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    block_table: Tensor,
-    lengths: Tensor,
-    softmax_scale: float,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    eps: float = 1e-6,
-) -> Tensor:
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, key_cache: Tensor, value_cache: Tensor,
+    block_table: Tensor, lengths: Tensor, softmax_scale: float, q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None, eps: float = 1e-6,
+) -> Tensor:  # fmt: skip
     return qkv.new_empty((qkv.shape[0], key_cache.shape[3] * heads))
+
+
+@_fake("causal_attention")
+def _(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
+    return q.new_empty(q.shape)
 
 
 @_fake("kv4_attend")

@@ -5,6 +5,7 @@ contract promises it, the same bits. Nothing here is used by the fast path; test
 """
 
 from .attention import (
+    causal_attention,
     kv4_append,
     kv4_attend,
     kv4_attend_quantize,
@@ -38,6 +39,7 @@ from .quantize import quantize_int4, quantize_int8
 from .transform import hadamard, hadamard_matrix, hadamard_quantize
 
 __all__ = [
+    "causal_attention",
     "dequantize_fp_weight",
     "dequantize_weight",
     "dynamic_linear",

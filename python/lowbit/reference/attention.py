@@ -206,6 +206,20 @@ def kv4_attend_quantize(
     return codes_of(scaled(y.float(), index, inverse_step, shift), bits, static_scale, code_clip, unpacked)
 
 
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> Tensor:
+    """Every query [B, T, H, D] attends to the keys [B, S, Hkv, D] up to its own, the last of them to all."""
+    b, queries, heads, _ = q.shape
+    keys, kv_heads = k.shape[1:3]
+    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    k, v = (x.float().transpose(1, 2) for x in (k, v))  # [B, Hkv, S, D]
+    for row in range(b):
+        for t in range(queries):
+            seen = slice(keys - queries + t + 1)
+            group = q[row, t].float().unflatten(0, (kv_heads, -1))
+            out[row, t] = _attention(group, k[row, :, seen], v[row, :, seen], softmax_scale).view(heads, -1)
+    return out.to(q.dtype)
+
+
 def kv_attend(
     qkv: Tensor,
     cos: Tensor,

@@ -25,6 +25,8 @@ from ...transforms.architectures import SUPPORTED
 from .cache import PREFIX, CacheHook, Int4Cache, behind_prefix
 from .fused_cache import FusedCache
 
+_FEW_TOKENS = 4  # that `causal_attention` takes one by one sooner than torch's attention all at once
+
 
 class FusedDecoder:
     """The layers of one model, fused; see `fuse`."""
@@ -178,19 +180,26 @@ class FusedDecoder:
         first = 0 if self.prefix is None else self.prefix.shape[3]
         past = max(stored)
         mask = _mask_of(first, stored, t, pads, h.device)
+        causal = mask is None or isinstance(mask, CausalBias)
+        # torch's is as fast where it has the same instructions, and faster where we take tokens one by one
+        ours = causal and not on_card(h) and (t <= _FEW_TOKENS or ops.isa() == "amx")
 
         def attend(i: int, layer: FusedLayer, qkv: Tensor) -> Tensor:
             heads = cache.pages.rope_append(
                 i, qkv, cos, sin, self.heads, slots, layer.q_norm, layer.k_norm, layer.head_eps
             )
-            q, k, v = (x.view(b, t, -1, self.head_dim).transpose(1, 2) for x in heads)  # [B, H, T, D]
-            if past:
-                old = cache.read(i, k.dtype)
-                k, v = (torch.cat((o[:, :, :past], x), 2) for o, x in zip(old, (k, v), strict=True))
+            q, k, v = (x.view(b, t, -1, self.head_dim) for x in heads)  # [B, T, H, D]
+            before = []
             if first:
-                exact = self.prefix[i].to(k).expand(b, -1, -1, -1, -1).unbind(1)  # two [B, Hkv, P, D]
-                k, v = (torch.cat(x, 2) for x in zip(exact, (k, v), strict=True))
-            if isinstance(mask, Tensor) and not isinstance(mask, CausalBias):  # then few kernels share heads
+                before.append(self.prefix[i].to(k).expand(b, -1, -1, -1, -1).transpose(2, 3).unbind(1))
+            if past:
+                before.append([x[:, :, :past].transpose(1, 2) for x in cache.read(i, k.dtype)])
+            if before:
+                k, v = (torch.cat(x, 1) for x in zip(*before, (k, v), strict=True))
+            if ours:
+                return ops.causal_attention(q, k, v, layer.softmax_scale).view(b * t, -1)
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            if isinstance(mask, Tensor) and not causal:  # then few kernels share heads
                 k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
             y = F.scaled_dot_product_attention(
                 q, k, v, mask, is_causal=mask is None, scale=layer.softmax_scale, enable_gqa=True
