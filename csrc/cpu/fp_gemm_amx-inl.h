@@ -12,6 +12,7 @@ namespace lowbit::cpu::LOWBIT_ISA {
 
 constexpr int64_t kFpStepK = 32, kFpStepK8 = kFpStepK / 8;  // of a tile
 constexpr int64_t kFewestFpTileRows = 6;
+constexpr int kFoldedPowers = 48;  // of e8m0: far from both ends of fp32 even when multiplied and summed
 
 // The bf16 values of a format's codes.
 struct CodeTable {
@@ -38,7 +39,7 @@ struct FpTiles {
   Panels panels;
   float* row_scale;  // [m]
   uint8_t* x;
-  int64_t k8, tile_bytes, groups, group_steps;
+  int64_t k8, tile_bytes, groups, steps_per_group;
   CodeTable table;
 
   explicit FpTiles(const FpGemmParams& p)
@@ -49,7 +50,7 @@ struct FpTiles {
         k8((p.k + 7) / 8),
         tile_bytes(fp_tile::bytes(bits_of(p.format))),
         groups(p.group_scale ? (p.k + p.group - 1) / p.group : 1),
-        group_steps(p.group_scale ? p.group / kFpStepK : 0),
+        steps_per_group(p.group_scale ? p.group / kFpStepK : 0),
         table(p.format) {}
 
   int64_t words() const { return (p.m + 15) / 16 * 16 + panels.count * panels.bytes() / 4; }
@@ -74,20 +75,33 @@ struct FpTiles {
     }
   }
 
-  void weights(int64_t t, int64_t step, uint8_t* to) const {
+  // Powers of two go into the exponents of the weights, where those of all groups keep clear of the ends.
+  int64_t group_steps(int64_t tile, int64_t tiles) const {
+    if (!p.group_scale || p.scale_fp16) return steps_per_group;
+    const uint8_t* e = p.group_scale + tile * groups * fp_tile::kN;
+    uint8_t low = 255, high = 0;
+    for (int64_t i = 0; i < tiles * groups * fp_tile::kN; ++i)
+      low = e[i] < low ? e[i] : low, high = e[i] > high ? e[i] : high;
+    return low >= 127 - kFoldedPowers && high <= 127 + kFoldedPowers ? 0 : steps_per_group;
+  }
+
+  void weights(int64_t t, int64_t step, bool scaled, uint8_t* to) const {
     const uint8_t* from = p.weight + (t * k8 + step * kFpStepK8) * tile_bytes;
     const int64_t ahead = panels.ahead(step) * kFpStepK8 * tile_bytes;
     for (int64_t i = 0; i < kFpStepK8 * tile_bytes; i += 64) __builtin_prefetch(from + ahead + i, 0, 2);
-    for (int64_t i = 0; i < kFpStepK8; ++i, from += tile_bytes, to += 4 * kTileBytes) {
-      if (step * kFpStepK8 + i >= k8) std::memset(to, 0, 4 * kTileBytes);
-      else if (bits_of(p.format) == 4) decode4(from, to);
-      else decode6(from, to);
+    for (int64_t i = 0; i < kFpStepK8; ++i, from += tile_bytes) {
+      uint8_t* rows = to + i * 4 * kTileBytes;
+      if (step * kFpStepK8 + i >= k8) std::memset(rows, 0, 4 * kTileBytes);
+      else if (bits_of(p.format) == 4) decode4(from, rows);
+      else decode6(from, rows);
     }
+    if (scaled && p.group_scale)
+      add_exponents(p.group_scale + (t * groups + step / steps_per_group) * fp_tile::kN, to);
   }
 
   void add_group(const Piece& piece, int64_t first, const int32_t* group_sums, int64_t rows,
                  int32_t* sums) const {
-    const int64_t group = first / group_steps, scale_bytes = p.scale_fp16 ? 2 : 1;
+    const int64_t group = first / steps_per_group, scale_bytes = p.scale_fp16 ? 2 : 1;
     const float* from = reinterpret_cast<const float*>(group_sums);
     float* to = reinterpret_cast<float*>(sums);
     for (int64_t t = 0; t < piece.tiles; ++t) {
@@ -131,6 +145,18 @@ struct FpTiles {
         for (int term = 0; term < kTerms; ++term)
           store_half(to + term * panels.rows * kTileBytes + half * 32, next_term<kFinite>(left));
       }
+  }
+
+  // A step's weights, two of each channel in a row, times 2^(code - 127) of the channel; zeros stay.
+  static inline void add_exponents(const uint8_t* e8m0, uint8_t* to) {
+    const __m512i power = _mm512_sub_epi32(widen_u8(e8m0), _mm512_set1_epi32(127));
+    const __m512i low = _mm512_and_si512(_mm512_slli_epi32(power, 7), _mm512_set1_epi32(0xffff));
+    const __m512i exponents = _mm512_or_si512(low, _mm512_slli_epi32(power, 23));
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      const __m512i w = load512(to + row * kTileBytes);
+      const __mmask32 there = _mm512_test_epi16_mask(w, _mm512_set1_epi16(0x7fff));
+      _mm512_storeu_si512(to + row * kTileBytes, _mm512_mask_add_epi16(w, there, w, exponents));
+    }
   }
 
   // A tile row's words, 32 bits each, hold the codes of k at the top of the lower half. Two of its codes for

@@ -18,7 +18,7 @@ struct IntTiles {
   uint8_t* x;
   int64_t k8, tile_bytes, groups;
   static constexpr int kTerms = 1;
-  static constexpr int64_t group_steps = 0, piece_unit = 2;  // pieces begin with a group
+  static constexpr int64_t piece_unit = 2;  // pieces begin with a group
 
   explicit IntTiles(const GemmParams& p)
       : p(p),
@@ -32,6 +32,7 @@ struct IntTiles {
   static inline void dot() {
     dot_s8<kRow, kChannel>();
   }
+  int64_t group_steps(int64_t, int64_t) const { return 0; }
   void add_group(const Piece&, int64_t, const int32_t*, int64_t, int32_t*) const {}  // weights have the scale
 
   // A panel of codes; zeros where there is no row or no k.
@@ -52,7 +53,7 @@ struct IntTiles {
   }
 
   // A step of channel tile t as int8, times sum_scale().
-  void weights(int64_t t, int64_t step, uint8_t* to) const {
+  void weights(int64_t t, int64_t step, bool, uint8_t* to) const {
     const int64_t first = step * kStepK8, left = k8 - first;
     const uint8_t* from = p.weight + (t * k8 + first) * tile_bytes;
     Codes codes{from, to, panels.ahead(step) * kStepK8 * tile_bytes,

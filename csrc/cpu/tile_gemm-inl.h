@@ -34,8 +34,9 @@ struct Panels {
 // About 8 steps of k for two channel tiles.
 struct Piece {
   int64_t tile, tiles, first, last;
-  int64_t mask;      // where fewer steps than the piece has lie there at a time: that number less one
-  uint8_t* weights;  // [2][kMostSteps][kStepBytes]
+  int64_t group_steps;  // of the groups whose sums get a scale; 0: there are none, or the weights have it
+  int64_t mask;         // where fewer steps than the piece has lie there at a time: that number less one
+  uint8_t* weights;     // [2][kMostSteps][kStepBytes]
 
   // Of all, in multiples of `unit`.
   static int64_t steps_of(int64_t steps, int64_t unit) {
@@ -50,7 +51,7 @@ struct Piece {
 template <class Product, int T>
 static inline void make_step(const Product& p, const Piece& piece, int64_t step) {
 #pragma GCC unroll 2
-  for (int t = 0; t < T; ++t) p.weights(piece.tile + t, step, piece.at(step, t));
+  for (int t = 0; t < T; ++t) p.weights(piece.tile + t, step, !piece.group_steps, piece.at(step, t));
 }
 
 // Steps [first, last) of a piece: the sums of R panels x T channel tiles go to `to`, those of the second
@@ -87,14 +88,14 @@ static inline void multiply_steps(const Product& p, const Piece& piece, int64_t 
 template <class Product, int R, int T, bool kMake>
 static void multiply_piece(const Product& p, const Piece& piece, const uint8_t* x, int32_t* sums) {
   if (kMake) make_step<Product, T>(p, piece, piece.first);
-  if (!p.group_steps) {
+  if (!piece.group_steps) {
     multiply_steps<Product, R, T, kMake>(p, piece, piece.first, piece.last, x, piece.first == 0, sums,
                                          p.panels.rows * kSumStride);
     return;
   }
   alignas(64) int32_t group[2 * kPanelSums];
-  for (int64_t first = piece.first; first < piece.last; first += p.group_steps) {
-    const int64_t last = first + p.group_steps < piece.last ? first + p.group_steps : piece.last;
+  for (int64_t first = piece.first; first < piece.last; first += piece.group_steps) {
+    const int64_t last = first + piece.group_steps < piece.last ? first + piece.group_steps : piece.last;
     multiply_steps<Product, R, T, kMake>(p, piece, first, last, x, true, group, p.panels.rows * kSumStride);
     p.add_group(piece, first, group, R * p.panels.rows, sums);
   }
@@ -111,9 +112,9 @@ static inline void multiply(const Product& p, const Piece& piece, int64_t panels
 
 // A Product says where the operands come from and where the sums go:
 //   panels, x, kTerms         the packed activations
-//   weights(tile, step, to)   makes a step of a channel tile
+//   weights(tile, step, scaled, to)  makes a step of a channel tile, with the scale of its group or without
 //   dot<panel, tile>()        the instruction
-//   group_steps               of the groups whose sums have a scale, or 0
+//   group_steps(tile, tiles)  as a piece of these tiles has it
 //   add_group(piece, first step, its sums, rows, sums)
 //   piece_unit                pieces are a multiple of so many steps
 //   write(sums, row, rows, tile, tiles)
@@ -131,19 +132,21 @@ static void run_tile_gemm(const Product& p, int64_t tile_begin, int64_t tile_end
 
   for (int64_t panel = 0; panel < panels.count; panel += block) {
     const int64_t end = panel + block < panels.count ? panel + block : panels.count;
-    for (int64_t tile = tile_begin; tile < tile_end; tile += 2)
+    for (int64_t tile = tile_begin; tile < tile_end; tile += 2) {
+      const int64_t tiles = tile_end - tile < 2 ? 1 : 2, group_steps = p.group_steps(tile, tiles);
       for (int64_t first = 0; first < panels.steps; first += steps) {
         const int64_t last = first + steps < panels.steps ? first + steps : panels.steps;
-        const Piece piece{tile, tile_end - tile < 2 ? 1 : 2, first, last, mask, weights};
+        const Piece piece{tile, tiles, first, last, group_steps, mask, weights};
         for (int64_t i = panel; i < end; i += 2) {
           const int64_t count = end - i < 2 ? 1 : 2;
           const uint8_t* x = p.x + i * panels.bytes();
           int32_t* sums = total + (i - panel) * panels.rows * kSumStride;
           if (i == panel) multiply<Product, true>(p, piece, count, x, sums);
           else multiply<Product, false>(p, piece, count, x, sums);
-          if (last == panels.steps) p.write(sums, i * panels.rows, count * panels.rows, tile, piece.tiles);
+          if (last == panels.steps) p.write(sums, i * panels.rows, count * panels.rows, tile, tiles);
         }
       }
+    }
   }
 }
 

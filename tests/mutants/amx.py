@@ -26,6 +26,9 @@ EDITS = [
     (_FLOAT, "store(to + i, first ? add_signed", "store(to + i, first < 0 ? add_signed"),
     (_FLOAT, "e.x_scale = row_scale;", ""),
     (_FLOAT, "_mm512_srli_epi32(w[1], 2), 3)", "_mm512_srli_epi32(w[1], 2), 1)"),
+    (_FLOAT, "constexpr int kFoldedPowers = 48;", "constexpr int kFoldedPowers = 127;"),
+    (_FLOAT, "(t * groups + step / steps_per_group) * fp_tile::kN, to);", "t * groups * fp_tile::kN, to);"),
+    (_FLOAT, "_mm512_mask_add_epi16(w, there, w, exponents)", "_mm512_add_epi16(w, exponents)"),
     (_TERMS, "rest, set1(0.f));", "rest, rest);"),
 ]
 
@@ -33,7 +36,7 @@ EDITS = [
 # terms of a product, the end of a head, halves of a tile.
 ATTENTION_EDITS = [
     (_CAUSAL, "p.keys - p.queries + lane_of(lane) / group;", "lane_of(lane) / group;"),
-    (_CAUSAL, "_mm512_cmple_epi32_mask(", "_mm512_cmplt_epi32_mask("),
+    (_CAUSAL, "_mm512_set1_epi32(int32_t(key + t))", "_mm512_set1_epi32(int32_t(key + t + 1))"),
     (_CAUSAL, "> key_of(b.first) + 1) weigh<true>", "> key_of(b.end)) weigh<true>"),
     (_CAUSAL, "h * group + i % group) * p.d;", "h + i % group * p.kv_heads) * p.d;"),
     (_CAUSAL, "V sum = mul(block.sum[tile], factor);", "V sum = block.sum[tile];"),

@@ -208,10 +208,13 @@ def test_every_code_at_every_place(isa):
         compare.exact(OPS.fp_linear(*arguments(case, d)), torch.from_numpy(want).to(getattr(torch, WIDEST)))
 
 
+@pytest.mark.parametrize("low,high", [(0, 254), (78, 175), (79, 176), (79, 175)])
 @pytest.mark.parametrize("rows", [1, 9])
-def test_extreme_scales(rows, isa):
-    """Group scales over the whole range of e8m0, its subnormal end included."""
-    scale = np.array([[0, 1, 127, 253, 254]], np.uint8)
+def test_extreme_scales(rows, low, high, isa):
+    """Group scales over the whole range of e8m0, its subnormal end included; around what tiles take into the
+    weights.
+    """
+    scale = np.array([[low, low + 1, 127, high - 1, high]], np.uint8)
     codes = np.zeros((1, 160), np.uint8)
     codes[0, ::32] = 0b001000  # 1.0 in e2m3
     for g in range(5):
