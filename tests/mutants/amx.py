@@ -9,7 +9,7 @@ EDITS = [
     (_LOOPS, "piece.last, x, piece.first == 0, sums,", "piece.last, x, true, sums,"),
     (_LOOPS, "at + p.panels.bytes(), kTileBytes", "at, kTileBytes"),
     (_LOOPS, "rows((m + count - 1) / count)", "rows(m / count)"),
-    (_LOOPS, "tile_end - tile < 2 ? 1 : 2, first", "1, first"),
+    (_LOOPS, "tiles = tile_end - tile < 2 ? 1 : 2, group", "tiles = 1, group"),
     (_LOOPS, "make_step<Product, T>(p, piece, step + 1);", "make_step<Product, T>(p, piece, step);"),
     (_LOOPS, "steps < 12 ? 1 : (steps + 4) / 8;", "1;"),
     # the codes: the end of a row and of k, a factor, the second half of a step, the upper nibbles
@@ -22,7 +22,7 @@ EDITS = [
     (_TERMS, "dtype == DType::f16 ? 2 : 3;", "dtype == DType::f16 ? 2 : 2;"),
     (_TERMS, "dtype == DType::bf16 ? 1 : dtype", "dtype != DType::f32 ? 1 : dtype"),
     (_FLOAT, "float(code < 8 ? code : code - 16);", "float(code);"),
-    (_FLOAT, "const int64_t group = first / group_steps,", "const int64_t group = 0,"),
+    (_FLOAT, "const int64_t group = first / steps_per_group,", "const int64_t group = 0,"),
     (_FLOAT, "store(to + i, first ? add_signed", "store(to + i, first < 0 ? add_signed"),
     (_FLOAT, "e.x_scale = row_scale;", ""),
     (_FLOAT, "_mm512_srli_epi32(w[1], 2), 3)", "_mm512_srli_epi32(w[1], 2), 1)"),
