@@ -157,13 +157,12 @@ Tensor dynamic_linear(const Tensor& x_in, const Tensor& weight, const Tensor& w_
   int8_t* code = reinterpret_cast<int8_t*>(scale + scales);
   float* row = reinterpret_cast<float*>(code + codes);
   q.scale = scale, q.q = code;
-  parallel(rows.count, 1 + 32768 / (rows.length + 1), [&](int64_t thread, int64_t begin, int64_t end) {
-    kernels.quantize_rows(q, plain ? nullptr : row + thread * scratch, begin, end);
-  });
-  check_finite(scale, rows.count, op);
   layer.p.max_code = q.bits == 4 ? 8 : 127;
   layer.p.x = code, layer.p.x_stride = q.q_stride, layer.p.x_scale = scale;
-  layer.run(y, dtype);
+  layer.run(y, dtype, [&](int64_t thread, int64_t begin, int64_t end) {
+    kernels.quantize_rows(q, plain ? nullptr : row + thread * scratch, begin, end);
+  });
+  if (layer.p.n) check_finite(scale, rows.count, op);
   return y;
 }
 

@@ -28,14 +28,25 @@ struct CpuLayer : LinearLayer {
   }
 
   void run(Tensor& y, DType dtype) {
+    run(y, dtype, [](int64_t, int64_t, int64_t) {});
+  }
+
+  // make_codes(thread, row_begin, row_end) makes p.x.
+  template <class MakeCodes>
+  void run(Tensor& y, DType dtype, const MakeCodes& make_codes) {
     p.y = y.mutable_data_ptr(), p.y_dtype = dtype;
     if (!p.m || !p.n) return;
     const cpu::Kernels& kernels = cpu::active();
     Workspace panels(kernels.gemm_panel_words(p) * 4);
     p.panels = panels.as<int32_t>();
-    const int64_t count = kernels.gemm_panel_count(p), per_panel = (p.m / count) * p.k + 1;
-    parallel(count, 1 + 65536 / per_panel,
-             [&](int64_t, int64_t begin, int64_t end) { kernels.gemm_pack(p, begin, end); });
+    const int64_t rows = kernels.gemm_panel_rows(p), count = ceil_div(p.m, rows), per_panel = rows * p.k + 1;
+    const bool together = count >= 4 * threads();  // else codes are better shared out row by row
+    if (!together) parallel(p.m, 1 + 32768 / (p.k + 1), make_codes);
+    parallel(count, 1 + (together ? 32768 : 65536) / per_panel,
+             [&](int64_t thread, int64_t begin, int64_t end) {
+               if (together) make_codes(thread, begin * rows, end * rows < p.m ? end * rows : p.m);
+               kernels.gemm_pack(p, begin, end);
+             });
     // a piece of work below ~100k multiply-adds costs less than waking a thread
     const int64_t per_tile = tile::kN * p.k * p.m + 1;
     const int64_t tiles = ceil_div(p.n, tile::kN);
