@@ -45,6 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--into", default="quality-smollm2.json", metavar="FILE")
     options = parser.parse_args(argv)
     target = RESULTS / options.into
+    if target.parent != RESULTS or target.suffix != ".json":
+        parser.error(f"--into: expected the name of a .json file in bench/results, got {options.into}")
+    missing = [str(path) for path in options.reports if not path.is_file()]
+    if missing:
+        parser.error(f"reports: expected files of `lowbit compare`, got {', '.join(missing)}")
     whole = json.loads(target.read_text()) if target.exists() else None
     for path in options.reports:
         whole = merge(whole, json.loads(path.read_text()), not options.untimed, options.demo)
