@@ -254,7 +254,7 @@ struct Kernels {
   int64_t (*hadamard_scratch)(const HadamardParams&);
   void (*hadamard_rows)(const HadamardParams&, float* scratch, int64_t row_begin, int64_t row_end);
   int64_t (*gemm_panel_words)(const GemmParams&);
-  int64_t (*gemm_panel_rows)(const GemmParams&);  // of each but the last
+  int64_t (*gemm_panel_count)(const GemmParams&);
   void (*gemm_pack)(const GemmParams&, int64_t panel_begin, int64_t panel_end);
   void (*gemm_tiles)(const GemmParams&, int64_t tile_begin, int64_t tile_end);  // tiles of 16 channels
   int64_t (*fp_panel_words)(const FpGemmParams&);

@@ -202,8 +202,8 @@ static inline int64_t panel_count(const GemmParams& p) {
   return (p.m + Dot::kRows - 1) / Dot::kRows;
 }
 
-static inline int64_t gemm_panel_rows(const GemmParams& p) {
-  return with_dot(p, [&](auto dot) { return int64_t(decltype(dot)::kRows); });
+static inline int64_t gemm_panel_count(const GemmParams& p) {
+  return with_dot(p, [&](auto dot) { return panel_count<decltype(dot)>(p); });
 }
 
 static inline int64_t gemm_panel_words(const GemmParams& p) {

@@ -6,7 +6,7 @@ namespace lowbit::cpu::LOWBIT_ISA {
 
 void add_int_gemm(Kernels& k) {
   k.gemm_panel_words = gemm_panel_words;
-  k.gemm_panel_rows = gemm_panel_rows;
+  k.gemm_panel_count = gemm_panel_count;
   k.gemm_pack = gemm_pack;
   k.gemm_tiles = gemm_tiles;
 }

@@ -132,8 +132,8 @@ static inline int64_t tile_gemm_panel_words(const GemmParams& p) {
   return panels.count * panels.bytes() / 4;
 }
 
-static inline int64_t tile_gemm_panel_rows(const GemmParams& p) {
-  return !fits_tiles(p) ? gemm_panel_rows(p) : IntTiles(p).panels.rows;
+static inline int64_t tile_gemm_panel_count(const GemmParams& p) {
+  return !fits_tiles(p) ? gemm_panel_count(p) : IntTiles(p).panels.count;
 }
 
 static inline void tile_gemm_pack(const GemmParams& p, int64_t begin, int64_t end) {

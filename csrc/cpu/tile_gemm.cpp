@@ -9,7 +9,7 @@ namespace lowbit::cpu::LOWBIT_ISA {
 
 void use_tiles(Kernels& k) {
   k.gemm_panel_words = tile_gemm_panel_words;
-  k.gemm_panel_rows = tile_gemm_panel_rows;
+  k.gemm_panel_count = tile_gemm_panel_count;
   k.gemm_pack = tile_gemm_pack;
   k.gemm_tiles = tile_gemm_tiles;
   k.fp_panel_words = tile_fp_panel_words;

@@ -130,6 +130,15 @@ inline void parallel(int64_t count, int64_t grain, const F& f) {
   });
 }
 
+// Rows that a thread takes through a whole product with n channels, where there are many for few channels:
+// the others' are not fetched from their caches, and threads start once. m: they share out the channels
+// instead.
+inline int64_t rows_of_part(int64_t m, int64_t n) {
+  constexpr int64_t kLeast = 64;
+  const int64_t part = ceil_div(ceil_div(m, threads()), 16) * 16;
+  return threads() > 1 && part >= kLeast && 2 * m >= n ? part : m;
+}
+
 struct Rows {
   int64_t count, length;
 };

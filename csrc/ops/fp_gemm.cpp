@@ -76,6 +76,32 @@ Tensor prepack_fp_group_scale(const Tensor& scale_in) {
   return tiles;
 }
 
+// Each thread takes its rows through the whole product.
+void run_parts(const cpu::FpGemmParams& p, int64_t part) {
+  const cpu::Kernels& kernels = cpu::active();
+  cpu::FpGemmParams one = p;
+  one.m = part;
+  const int64_t words = (kernels.fp_panel_words(one) + 15) / 16 * 16;
+  const int64_t element = p.dtype == DType::f32 ? 4 : 2;
+  Workspace panels(words * threads() * 4);
+  parallel(ceil_div(p.m, part), 1, [&](int64_t thread, int64_t begin, int64_t end) {
+    for (int64_t row = begin * part; row < end * part && row < p.m; row += part) {
+      cpu::FpGemmParams q = p;
+      q.m = p.m - row < part ? p.m - row : part;
+      q.x = static_cast<const char*>(p.x) + row * p.k * element;
+      q.y = static_cast<char*>(p.y) + row * p.n * element;
+      if (p.residual) q.residual = static_cast<const char*>(p.residual) + row * p.n * element;
+      q.panels = panels.as<float>() + thread * words;
+      q.split = kernels.fp_prefers_split(q);
+      if (!kernels.fp_pack(q, 0, kernels.fp_panel_count(q)) && q.split) {
+        q.split = false;
+        kernels.fp_pack(q, 0, kernels.fp_panel_count(q));
+      }
+      kernels.fp_tiles(q, 0, ceil_div(q.n, fp_tile::kN));
+    }
+  });
+}
+
 Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view format, const Tensor& w_scale,
                  const OptTensor& group_scale, const OptTensor& bias, const OptTensor& residual_in) {
   constexpr const char* op = "fp_linear";
@@ -102,6 +128,10 @@ Tensor fp_linear(const Tensor& x_in, const Tensor& weight, std::string_view form
   if (residual) p.residual = residual->const_data_ptr();
 
   const cpu::Kernels& kernels = cpu::active();
+  if (const int64_t part = rows_of_part(p.m, p.n); part < p.m) {
+    run_parts(p, part);
+    return y;
+  }
   Workspace panels(kernels.fp_panel_words(p) * 4);
   p.panels = panels.as<float>();
   const int64_t count = kernels.fp_panel_count(p), per_panel = p.m / count * p.k + 1;

@@ -47,7 +47,7 @@ static void fill_bytes(void* p, int64_t n, int low, int high) {
 static void gemm(const Kernels& k, GemmParams p, Buffer<float>& y) {
   Buffer<int32_t> panels(k.gemm_panel_words(p));
   p.panels = panels.p, p.y = y.p;
-  k.gemm_pack(p, 0, ceil_div(p.m, k.gemm_panel_rows(p)));
+  k.gemm_pack(p, 0, k.gemm_panel_count(p));
   const int64_t tiles = ceil_div(p.n, tile::kN), cut = tiles / 3;  // as if by two threads
   k.gemm_tiles(p, 0, cut);
   k.gemm_tiles(p, cut, tiles);

@@ -5,6 +5,11 @@ _TERMS, _CAUSAL = "cpu/bf16_terms-inl.h", "cpu/causal_attention_amx-inl.h"
 _CAUSAL_OP = "ops/causal_attention.cpp"
 
 EDITS = [
+    # rows shared out: what belongs to a row goes with it
+    ("ops/int_gemm_cpu.h", "if (p.x_scale) q.x_scale += row;", ""),
+    ("ops/int_gemm_cpu.h", "if (p.low_rank) q.low_rank += row * p.rank;", ""),
+    ("ops/fp_gemm.cpp", "q.x = static_cast<const char*>(p.x) + row * p.k * element;", ""),
+    ("ops/fp_gemm.cpp", "q.panels = panels.as<float>() + thread * words;", "q.panels = panels.as<float>();"),
     # the loops: sums of the piece before, the other panel's activations, where panels and pieces end
     (_LOOPS, "piece.last, x, piece.first == 0, sums,", "piece.last, x, true, sums,"),
     (_LOOPS, "at + p.panels.bytes(), kTileBytes", "at, kTileBytes"),

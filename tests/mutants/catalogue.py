@@ -18,7 +18,10 @@ class Mutant:
 TESTS = {
     "int_gemm": ["tests/ops/test_linear.py", "tests/ops/test_dynamic_linear.py", "tests/ops/test_layout.py"],
     "amx_attention": ["tests/ops/test_causal_attention.py"],
-    "amx": ["tests/ops/test_linear.py", "tests/ops/test_fp4.py", "tests/ops/test_fp_linear.py"],
+    "amx": [
+        "tests/ops/test_many_rows.py", "tests/ops/test_linear.py", "tests/ops/test_fp4.py",
+        "tests/ops/test_fp_linear.py",
+    ],
     "hadamard": ["tests/ops/test_hadamard.py"],
     "quantize": ["tests/ops/test_quantize.py", "tests/ops/test_dynamic_linear.py"],
     "fp4": ["tests/ops/test_fp4.py"],
