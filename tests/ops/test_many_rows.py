@@ -1,4 +1,4 @@
-"""Many rows for few channels: threads share out the rows instead of the channels, and no bit depends on it."""
+"""Many rows for few channels: threads share out the rows, not the channels, and no bit depends on it."""
 
 from collections.abc import Callable
 
