@@ -48,7 +48,7 @@ ATTENTION_EDITS = [
     (_CAUSAL, "store(at, mul(load(at), factor));", "store(at, load(at));"),
     (_CAUSAL, "kTerms == 3 ? 3 : 2 * kTerms - 1", "kTerms == 3 ? 2 : 2 * kTerms - 1"),
     (_CAUSAL, "kWeightTerms, kWeightTerms, kTiles>", "kWeightTerms, 1, kTiles>"),
-    (_CAUSAL, "{9.618437423e-03f,", "{9.718437423e-03f,"),
+    (_CAUSAL, "{9.618437423e-03f,", "{1.018437423e-02f,"),
     (_CAUSAL, "((i / 16 * head_steps + s) * kTerms)", "((i / 16 + s) * kTerms)"),
     (_CAUSAL, "std::copysign(1.f, p.softmax_scale)", "1.f"),
     (_CAUSAL, "t % kKeyStep / 2 * kTileBytes", "t / 2 * kTileBytes"),

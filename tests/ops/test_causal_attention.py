@@ -44,6 +44,7 @@ CASES = [
     Case(), Case(dtype="bfloat16"), Case(dtype="float16"), Case(1, 300), Case(7, 65), Case(8, 64), Case(9, 9),
     Case(16, 16, 1, 1), Case(17, 48, 1, 1, 80), Case(33, 500, 4, 4, 32, batch=2, dtype="bfloat16"),
     Case(40, 41, 5, 1, 33, batch=3), Case(22, 22, 3, 3, 1, dtype="float16"), Case(30, 90, 2, 1, 2),
+    Case(8, 8, 4, 1, 1),
     Case(12, 140, 2, 2, 500), Case(8, 8, 8, 1, 128, dtype="float16"), Case(100, 130, 4, 2, 16),
     Case(spread=30.0), Case(spread=500.0), Case(spread=0.0, dtype="bfloat16"), Case(spread=8.0, scale=-0.2),
     Case(200, 200, 8, 2, 20, dtype="bfloat16"), Case(180, 180, 12, 1, 8, batch=2),
