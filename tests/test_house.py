@@ -57,6 +57,17 @@ def has_reason(path):
     return any(path.name in readme.read_text() for readme in (path.parent / "README.md",) if readme.exists())
 
 
+def test_the_top_level_is_what_the_design_names():
+    git = shutil.which("git")
+    if not git or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run([git, "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    folders = {".ci", "bench", "cmake", "csrc", "docs", "python", "tests", "third_party"}
+    files = {".clang-format", ".gitignore", "CMakeLists.txt", "LICENSE", "Makefile", "README.md"}
+    files |= {"constraints.txt", "pyproject.toml", "setup.py"}
+    assert {name.split("/")[0] for name in listed.splitlines()} <= folders | files
+
+
 def test_there_is_something_to_check():
     assert len(SOURCES) >= 15 and len(PYTHON) >= 15
     assert {room(p) for p in SOURCES} <= set(MAY_INCLUDE)

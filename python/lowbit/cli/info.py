@@ -99,7 +99,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         rows.append((f"  {isa['name']}", state))
     rows.append(("cuda kernels", _cuda(found["cuda_archs"])))
     rows += [("gpu", _gpu(gpu)) for gpu in found["gpus"]] or [("gpu", "none")]
-    out = [f"{name:<14}{value}" for name, value in rows]
+    width = max(len(name) for name, _ in rows) + 2
+    out = [f"{name:<{width}}{value}" for name, value in rows]
     return out + [f"note: {note}" for note in found["notes"]]
 
 
