@@ -6,19 +6,34 @@
 // bits.
 #pragma once
 
+#include <type_traits>
+
 #include "dispatch.h"
 #include "hadamard_mix-inl.h"
 
 namespace lowbit::cpu::LOWBIT_ISA {
 
 constexpr int64_t kChunk = 8 * kLanes;  // elements of the first pass
+constexpr int64_t kInputAhead = 8192;   // bytes of the input asked for in advance, in later rows
 constexpr int kChunkStages = 3 + kLogLanes;
 
 static inline int log2_of(int64_t n) { return __builtin_ctzll(uint64_t(n)); }
 
+// Two registers of 2 kLanes neighbours, as they follow or as the even and the odd ones: bf16 comes apart and
+// goes together by words.
+template <bool kWords, class T>
+static inline void load_both(const T* p, V& a, V& b) {
+  if constexpr (kWords) load_even_odd(p, a, b);
+  else a = load(p), b = load(p + kLanes);
+}
 template <class T>
 static inline void store_pair(T* p, V a, V b) {
   store(p, a), store(p + kLanes, b);
+}
+template <bool kWords, class T>
+static inline void store_both(T* p, V a, V b) {
+  if constexpr (kWords) store_even_odd(p, a, b);
+  else store_pair(p, a, b);
 }
 
 static inline void butterfly(V& a, V& b) {
@@ -27,39 +42,47 @@ static inline void butterfly(V& a, V& b) {
   a = sum;
 }
 
-template <int kEnd, int kCount>  // strides 1, 2, ..., kEnd / 2 between registers
+template <int kEnd, int kFrom = 1, int kCount>  // strides kFrom, ..., kEnd / 2 between registers
 static inline void butterflies(V (&v)[kCount]) {
 #pragma GCC unroll 3
-  for (int s = 1; s < kEnd; s *= 2)
+  for (int s = kFrom; s < kEnd; s *= 2)
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i)
       if (!(i & s)) butterfly(v[i], v[i + s]);
 }
 
-template <int kStages, class In, class Out>
+// kWords: registers hold even and odd elements by turns, so the first stride is between two of them.
+template <int kStages, bool kWords, class In, class Out>
 static void first_pass(const In* x, Out* y, int64_t n, float scale, bool scaled) {
+  constexpr int kWithin = kStages - kWords;  // strides inside a register, and later ones
+  constexpr int kBetween = kWithin > kLogLanes ? 1 << (kWithin - kLogLanes) : 1;
+  constexpr bool kStore = kWords && std::is_same_v<Out, bf16>;
   const V s = set1(scale);
   for (int64_t i = 0; i < n; i += kChunk) {
     V v[8];
+    for (int j = 0; j < int(kChunk * sizeof(In)); j += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(x + i) + kInputAhead + j);
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2) load_both<kWords>(x + i + j * kLanes, v[j], v[j + 1]);
+    if constexpr (kWords && kStages > 0) butterflies<2>(v);
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
-      v[j] = load(x + i + j * kLanes);
-      if constexpr (kStages > 0 && kLogLanes > 0) v[j] = butterfly_within<0>(v[j]);
-      if constexpr (kStages > 1 && kLogLanes > 1) v[j] = butterfly_within<1>(v[j]);
-      if constexpr (kStages > 2 && kLogLanes > 2) v[j] = butterfly_within<2>(v[j]);
-      if constexpr (kStages > 3 && kLogLanes > 3) v[j] = butterfly_within<3>(v[j]);
+      if constexpr (kWithin > 0 && kLogLanes > 0) v[j] = butterfly_within<0>(v[j]);
+      if constexpr (kWithin > 1 && kLogLanes > 1) v[j] = butterfly_within<1>(v[j]);
+      if constexpr (kWithin > 2 && kLogLanes > 2) v[j] = butterfly_within<2>(v[j]);
+      if constexpr (kWithin > 3 && kLogLanes > 3) v[j] = butterfly_within<3>(v[j]);
     }
-    constexpr int kBetween = kStages > kLogLanes ? 1 << (kStages - kLogLanes) : 1;
-    butterflies<kBetween>(v);
+    if constexpr (kWords) butterflies<2 * kBetween, 2>(v);
+    else butterflies<kBetween>(v);
     if (scaled)
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) v[j] = mul(v[j], s);
 #pragma GCC unroll 4
-    for (int j = 0; j < 8; j += 2) store_pair(y + i + j * kLanes, v[j], v[j + 1]);
+    for (int j = 0; j < 8; j += 2) store_both<kStore>(y + i + j * kLanes, v[j], v[j + 1]);
   }
 }
 
-template <int kRadix, class Out>
+template <int kRadix, bool kWords, class Out>
 static void later_pass(const float* x, Out* y, int64_t n, int64_t stride, float scale, bool scaled) {
   constexpr int kWide = sizeof(Out) == 2 ? 2 : 1;  // 16-bit results leave two registers at a time
   const V s = set1(scale);
@@ -77,16 +100,16 @@ static void later_pass(const float* x, Out* y, int64_t n, int64_t stride, float 
       }
 #pragma GCC unroll 8
       for (int j = 0; j < kRadix; ++j) {
-        if constexpr (kWide == 2) store_pair(y + i + j * stride, v[0][j], v[1][j]);
+        if constexpr (kWide == 2) store_both<kWords>(y + i + j * stride, v[0][j], v[1][j]);
         else store(y + i + j * stride, v[0][j]);
       }
     }
 }
 
-template <int kStages, class In, class Out>
+template <int kStages, bool kWords, class In, class Out>
 static inline void dispatch_first(int stages, const In* x, Out* y, int64_t n, float scale, bool scaled) {
-  if (stages == kStages) return first_pass<kStages>(x, y, n, scale, scaled);
-  if constexpr (kStages > 0) dispatch_first<kStages - 1>(stages, x, y, n, scale, scaled);
+  if (stages == kStages) return first_pass<kStages, kWords>(x, y, n, scale, scaled);
+  if constexpr (kStages > 0) dispatch_first<kStages - 1, kWords>(stages, x, y, n, scale, scaled);
 }
 
 // What is left of a chunk, elements at a time: the same butterflies in the same order.
@@ -110,10 +133,11 @@ static void fwht_small(const In* x, Out* y, int64_t n, int64_t two, float scale)
 // y[n] = scale * (I x H_two) x[n], n a multiple of two. work: two floats, or null where y itself is fp32.
 template <class In, class Out>
 static void fwht(const In* x, Out* y, float* work, int64_t n, int64_t two, float scale) {
+  constexpr bool kWords = kLanes > 1 && std::is_same_v<In, bf16> && std::is_same_v<Out, bf16>;
   const int stages = log2_of(two);
   if (stages <= kChunkStages) {
     const int64_t whole = n - n % kChunk;
-    dispatch_first<kChunkStages>(stages, x, y, whole, scale, scale != 1.f);
+    dispatch_first<kChunkStages, kWords>(stages, x, y, whole, scale, scale != 1.f);
     if (whole < n) fwht_small(x + whole, y + whole, n - whole, two, scale);
     return;
   }
@@ -121,12 +145,12 @@ static void fwht(const In* x, Out* y, float* work, int64_t n, int64_t two, float
     float* w = work;
     if constexpr (sizeof(Out) == 4)
       if (!work) w = y + base;
-    first_pass<kChunkStages>(x + base, w, two, 1.f, false);
+    first_pass<kChunkStages, kWords>(x + base, w, two, 1.f, false);
     int64_t stride = kChunk;
-    for (; stride * 8 < two; stride *= 8) later_pass<8>(w, w, two, stride, 1.f, false);
-    if (stride * 8 == two) later_pass<8>(w, y + base, two, stride, scale, true);
-    if (stride * 4 == two) later_pass<4>(w, y + base, two, stride, scale, true);
-    if (stride * 2 == two) later_pass<2>(w, y + base, two, stride, scale, true);
+    for (; stride * 8 < two; stride *= 8) later_pass<8, false>(w, w, two, stride, 1.f, false);
+    if (stride * 8 == two) later_pass<8, kWords>(w, y + base, two, stride, scale, true);
+    if (stride * 4 == two) later_pass<4, kWords>(w, y + base, two, stride, scale, true);
+    if (stride * 2 == two) later_pass<2, kWords>(w, y + base, two, stride, scale, true);
   }
 }
 

@@ -29,11 +29,12 @@ static inline V load(const bf16* p) {
 static inline V load(const f16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-static inline __m256i round_bf16(V v) {
+static inline __m256i round_upper(V v) {  // the result's upper half of every 32 bits
   const __m256i u = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-  return _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  return _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
 }
+static inline __m256i round_bf16(V v) { return _mm256_srli_epi32(round_upper(v), 16); }
 static inline void store(bf16* p, V v) {
   __m256i r = round_bf16(v);
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
@@ -95,6 +96,17 @@ static inline void store_two(bf16* p, bf16* q, V a, V b) {
   const __m256i r = round_two(a, b);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(r));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm256_extracti128_si256(r, 1));
+}
+
+// 2 kLanes neighbours as their even and odd ones
+static inline void load_even_odd(const bf16* p, V& even, V& odd) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  odd = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(int(0xffff0000u))));
+}
+static inline void store_even_odd(bf16* p, V even, V odd) {
+  const __m256i words = _mm256_blend_epi16(round_bf16(even), round_upper(odd), 0xAA);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
 }
 
 using I = __m256i;

@@ -97,6 +97,39 @@ static inline V butterfly_within(V x) {
   return add_signed(_mm512_castsi512_ps(swapped), sign, x);
 }
 
+// Two registers to bf16, for values computed from bf16: their NaN have low bits of zero and survive the
+// rounding, which spares the test. The result's upper half of every 32 bits.
+static inline __m512i round_upper(V v) {
+  const __m512i u = _mm512_castps_si512(v);
+  const __mmask16 odd = _mm512_test_epi32_mask(u, _mm512_set1_epi32(0x10000));
+  return _mm512_add_epi32(u,
+                          _mm512_mask_blend_epi32(odd, _mm512_set1_epi32(0x7fff), _mm512_set1_epi32(0x8000)));
+}
+static inline __m512i round_even_odd(V even, V odd) {
+  return _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(round_upper(even), 16), round_upper(odd));
+}
+static inline __m512i round_two(V a, V b) {  // a, then b
+  const __m512i order = _mm512_setr_epi32(
+      0x00020000, 0x00060004, 0x000a0008, 0x000e000c, 0x00120010, 0x00160014, 0x001a0018, 0x001e001c,
+      0x00030001, 0x00070005, 0x000b0009, 0x000f000d, 0x00130011, 0x00170015, 0x001b0019, 0x001f001d);
+  return _mm512_permutexvar_epi16(order, round_even_odd(a, b));
+}
+static inline void store_pair(bf16* p, V a, V b) { _mm512_storeu_si512(p, round_two(a, b)); }
+static inline void store_two(bf16* p, bf16* q, V a, V b) {
+  const __m512i r = round_two(a, b);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(r));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm512_extracti64x4_epi64(r, 1));
+}
+// 2 kLanes neighbours as their even and odd ones
+static inline void load_even_odd(const bf16* p, V& even, V& odd) {
+  const __m512i words = _mm512_loadu_si512(p);
+  even = _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+  odd = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(int(0xffff0000u))));
+}
+static inline void store_even_odd(bf16* p, V even, V odd) {
+  _mm512_storeu_si512(p, round_even_odd(even, odd));
+}
+
 using I = __m512i;
 static inline I zero_bits() { return _mm512_setzero_si512(); }
 static inline I max_abs_bits(I acc, V x) {

@@ -106,8 +106,8 @@ MUTANTS = [
     Mutant(
         "hadamard",
         _HADAMARD,
-        "if (stride * 4 == two) later_pass<4>(w, y + base, two, stride, scale, true);",
-        "if (stride * 4 == two) later_pass<4>(w, y + base, two, stride, scale, false);",
+        "if (stride * 4 == two) later_pass<4, kWords>(w, y + base, two, stride, scale, true);",
+        "if (stride * 4 == two) later_pass<4, kWords>(w, y + base, two, stride, scale, false);",
     ),
     Mutant(
         "hadamard",
@@ -116,6 +116,11 @@ MUTANTS = [
         "for (; stride * 8 <= two; stride *= 8)",
     ),
     Mutant("hadamard", _HADAMARD, "t[i] = a + b, t[i + s] = a - b;", "t[i] = a + b, t[i + s] = b - a;"),
+    # even and odd words
+    Mutant("hadamard", _HADAMARD, "kWithin = kStages - kWords;", "kWithin = kStages;"),
+    Mutant("hadamard", _HADAMARD, "butterflies<2 * kBetween, 2>(v);", "butterflies<2 * kBetween, 1>(v);"),
+    Mutant("hadamard", _HADAMARD, "store_both<kStore>(y", "store_both<false>(y"),
+    Mutant("hadamard", _AVX2, "round_upper(odd), 0xAA)", "round_upper(odd), 0x55)"),
     Mutant(
         "hadamard",
         _AVX2,

@@ -46,11 +46,27 @@ def test_blocks_narrower_than_a_register(n, rows, isa):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("n,block", [*SIZES[::2], (1536, None), (3584, None), (2560, 640)])
+@pytest.mark.parametrize("n,block", [*SIZES, (1536, None), (3584, None), (2560, 640)])
 def test_half_precision_rounds_once(n, block, dtype, isa):
     x = normal(2, 3, n, seed=n).to(getattr(torch, dtype))
     want = had.transform_fp32(x.float().numpy(), n**-0.5, block)
     compare.exact(OPS.hadamard(x, n**-0.5, block), want.astype(oracle.DTYPES[dtype]))
+
+
+@pytest.mark.parametrize("n", [2, 32, 64, 256, 576, 1024, 8192])
+def test_bf16_at_the_ends_of_its_range(n, isa):
+    """NaN stays NaN; infinity, the largest, subnormal and negative zero round like the rest."""
+    values = [float("nan"), float("inf"), -float("inf"), 3.3895e38, 1e-39, -1e-40, -0.0]
+    x = normal(len(values) + 2, n, seed=n).bfloat16()
+    for row, value in enumerate(values):
+        x[row, (5 * row) % n] = value
+    x[-2], x[-1] = 1e-39, -0.0
+    with np.errstate(all="ignore"):
+        want = had.transform_fp32(x.float().numpy(), 0.5, None)
+    nan, got = np.isnan(want), OPS.hadamard(x, 0.5)
+    assert (got.isnan().numpy() == nan).all()
+    want = np.where(nan, 0, want).astype(oracle.DTYPES["bfloat16"])
+    compare.exact(got.masked_fill(torch.from_numpy(nan), 0), want)
 
 
 @pytest.mark.parametrize("n,block", [*SIZES, *MODEL_SIZES])
