@@ -239,8 +239,6 @@ def test_other_refusals():
         Int4Linear.from_codes(codes.float(), torch.ones(4))
     with pytest.raises(ValueError, match="weight_scale"):
         Int4Linear.from_codes(torch.zeros_like(codes), torch.tensor([1, 1, 1, float("nan")]))
-    with pytest.raises(RuntimeError, match=r"weight .*\[3, 12, 64\].*\[3, 10, 64\]"):
-        Int4Linear.from_linear(linear())(inputs(2, 80))
 
 
 def test_from_codes_keeps_the_codes_and_the_shift():

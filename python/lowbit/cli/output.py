@@ -34,8 +34,7 @@ def check_output(path: str | None, option: str) -> None:
         raise ValueError(f"{option} {path}: this is a directory, expected a file name")
     if not folder.is_dir():
         raise ValueError(f"{option} {path}: the directory {folder} does not exist")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{option} {path}: the directory {folder} is not writable")
+    _check_writable(folder, f"{option} {path}")
 
 
 @contextlib.contextmanager
@@ -70,11 +69,23 @@ def whole_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]
 
 
 def check_directory(path: str | Path, option: str, overwrite: bool) -> None:
+    """Before the long work: can this directory, with those above it, be made at its end?"""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{option} {path}: this is a file, expected a directory name")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise ValueError(f"{option} {path}: this directory is not empty; choose another or add --overwrite")
+    above = path.absolute().parent
+    while not os.path.lexists(above):
+        above = above.parent
+    if not above.is_dir():
+        raise ValueError(f"{option} {path}: {above} is not a directory")
+    _check_writable(above, f"{option} {path}")
+
+
+def _check_writable(folder: Path, what: str) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{what}: the directory {folder} is not writable")
 
 
 def _umask() -> int:

@@ -11,7 +11,8 @@ from lowbit import ops
 
 from .. import formats, reference
 from ..quantizers import FloatScheme, FloatWeight, Scheme
-from .linear import QuantizedLinear, check_clip, check_linear
+from .checks import check_clip, check_linear, checked_input
+from .linear import QuantizedLinear
 
 
 class _FloatLinear(QuantizedLinear):
@@ -20,7 +21,10 @@ class _FloatLinear(QuantizedLinear):
     weight_format: str
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: float [..., K] -> [..., N] in x.dtype. Differentiable in x (straight through a quantiser)."""
+        """x: float [..., K] -> [..., N] in x.dtype, or autocast's. Differentiable in x (straight through a
+        quantiser).
+        """
+        x = checked_input(x, self.in_features)
         self.prepare()
         if self.input_hadamard is not None:
             block = self.input_hadamard or self.in_features
@@ -291,16 +295,21 @@ def _nibbles(tiles: Tensor, n: int, k: int) -> Tensor:
 class _Fp4Function(torch.autograd.Function):
     """Quantise and multiply; backwards, the rounding is taken as the identity (straight through)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, tiles, scale, bias, input_scale, exponent, weight_format, x_format, clip):
-        ctx.save_for_backward(tiles, scale, exponent)
-        ctx.weight_format, ctx.k = weight_format, x.shape[-1]
-        ctx.bias_dtype = None if bias is None else bias.dtype
+    def forward(x, tiles, scale, bias, input_scale, exponent, weight_format, x_format, clip):
         if x_format == "int8":
             codes, x_scale = ops.quantize_int8(x, clip)
         else:
             codes, x_scale = ops.quantize_fp4(x, x_format, input_scale, exponent, clip)
         return ops.fp4_linear(codes, x_format, x_scale, tiles, weight_format, scale, bias, x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, tiles, scale, bias, _input_scale, exponent, ctx.weight_format, _x_format, _clip = inputs
+        ctx.save_for_backward(tiles, scale, exponent)
+        ctx.k, ctx.bias_dtype = x.shape[-1], None if bias is None else bias.dtype
 
     @staticmethod
     def backward(ctx, grad):

@@ -10,6 +10,7 @@ from lowbit import ops
 from .. import formats, reference
 from ..quantizers import IntegerScheme, QuantizedWeight, Scheme, rtn
 from ..transforms.hadamard import hadamard
+from .checks import check_clip, check_compute_dtype, check_linear, checked_input
 
 
 class _DequantizedWeight(Tensor):
@@ -52,6 +53,8 @@ class QuantizedLinear(nn.Linear):
     ):
         nn.Module.__init__(self)  # not nn.Linear's: it would allocate the fp weight
         formats.check_group_size(group_size)
+        if group_size and not in_features:
+            raise ValueError(f"group_size: expected None for a layer without inputs, got {group_size}")
         if input_hadamard is not None:
             size = input_hadamard or in_features
             if input_hadamard < 0 or (in_features and in_features % size):
@@ -61,7 +64,7 @@ class QuantizedLinear(nn.Linear):
                 reference.transform.split_order(size)  # ValueError for a size without a Hadamard matrix
         self.in_features, self.out_features = in_features, out_features
         self.group_size, self.input_hadamard = group_size, input_hadamard
-        self.compute_dtype = dtype or torch.get_default_dtype()
+        self.compute_dtype = check_compute_dtype(dtype or torch.get_default_dtype())
 
     def _create(self, bias: bool, device: torch.device | str | None) -> None:
         """The tensors; called once the subclass has set what they depend on."""
@@ -245,19 +248,6 @@ class QuantizedLinear(nn.Linear):
         return self
 
 
-def check_linear(linear: object) -> None:
-    """TypeError unless it is an `nn.Linear`."""
-    if not isinstance(linear, nn.Linear):
-        raise TypeError(f"linear: expected nn.Linear, got {type(linear).__name__}")
-
-
-def check_clip(clip: float) -> float:
-    """clip as a float; ValueError unless it is in (0, 1]."""
-    if not 0.0 < clip <= 1.0:
-        raise ValueError(f"clip: expected a value in (0, 1], got {clip}")
-    return float(clip)
-
-
 class IntegerLinear(QuantizedLinear):
     """Base of the integer layers: Q(x - input_shift) with integer codes per token, exact integer sums.
 
@@ -330,7 +320,10 @@ class IntegerLinear(QuantizedLinear):
         return layer._finish(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: float [..., K] -> [..., N] in x.dtype. Differentiable in x (straight through the quantiser)."""
+        """x: float [..., K] -> [..., N] in x.dtype, or autocast's. Differentiable in x (straight through the
+        quantiser).
+        """
+        x = checked_input(x, self.in_features)
         self.prepare()
         return ops.dynamic_linear(
             x, self._tiles, self.weight_scale.view(-1), self._group_tiles, self.bias, self.activation_bits,

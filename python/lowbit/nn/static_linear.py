@@ -14,21 +14,26 @@ from lowbit import ops
 
 from .. import reference
 from ..quantizers import QuantizedWeight, rtn
+from .checks import check_linear, checked_input
 from .linear import Int4Codes, QuantizedLinear
 
 
 class _StraightThrough(torch.autograd.Function):
-    """y, with the gradient of x @ weight.T: the rounding of the input counts as the identity."""
+    """layer.compute(x), with the gradient of x @ weight.T: rounding the input counts as the identity."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return y.clone()
+    def forward(x: Tensor, layer: "StaticInt4Linear") -> Tensor:
+        return layer.compute(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.layer = inputs[1]
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (weight,) = ctx.saved_tensors
-        return (grad.float() @ weight.float()).to(grad.dtype), None, None
+        return (grad.float() @ ctx.layer.weight.data.float()).to(grad.dtype), None
 
 
 class StaticInt4Linear(Int4Codes, QuantizedLinear):
@@ -76,6 +81,7 @@ class StaticInt4Linear(Int4Codes, QuantizedLinear):
         input_hadamard: int | None = None,
     ) -> "StaticInt4Linear":
         """Round the weight of an `nn.Linear`, its columns multiplied by `step` [K], to nearest."""
+        check_linear(linear)
         w = linear.weight
         layer = cls(
             linear.in_features, linear.out_features, linear.bias is not None, activation_bits, group_size,
@@ -122,19 +128,22 @@ class StaticInt4Linear(Int4Codes, QuantizedLinear):
         return ops.quantize_static(x, self.activation_bits, step, shift, index, self.input_hadamard)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: float [..., K] -> [..., N] in x.dtype. Differentiable in x (straight through the quantiser)."""
+        """x: float [..., K] -> [..., N] in x.dtype, or autocast's. Differentiable in x (straight through the
+        quantiser).
+        """
+        x = checked_input(x, self.in_features)
         self.prepare()
-        with torch.no_grad():
-            codes = self.quantize_input(x)
-            scale = self.weight_scale.view(-1)
-            exact = torch.float32 if self.rank else x.dtype
-            y = ops.int4_linear(codes, None, self._tiles, scale, self._group_tiles, self.bias, exact)
-            if self.rank:
-                q = codes if codes.dtype == torch.int8 else reference.unpack_int4(codes, self.stored_features)
-                y = (y + (q.float() @ self.low_rank_down.T) @ self.low_rank_up.T).to(x.dtype)
-        if torch.is_grad_enabled() and x.requires_grad:
-            y = _StraightThrough.apply(x, y, self.weight.data)
-        return y
+        return _StraightThrough.apply(x, self) if torch.is_grad_enabled() else self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """`forward` without its gradient, once prepared."""
+        codes, scale = self.quantize_input(x), self.weight_scale.view(-1)
+        exact = torch.float32 if self.rank else x.dtype
+        y = ops.int4_linear(codes, None, self._tiles, scale, self._group_tiles, self.bias, exact)
+        if not self.rank:
+            return y
+        q = codes if codes.dtype == torch.int8 else reference.unpack_int4(codes, self.stored_features)
+        return (y + (q.float() @ self.low_rank_down.T) @ self.low_rank_up.T).to(x.dtype)
 
     def validate(self, name: str = "") -> None:
         """As in the base; the index too must lie within the inputs."""
