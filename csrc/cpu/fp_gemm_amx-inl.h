@@ -34,26 +34,36 @@ struct CodeTable {
 template <int kTerms_>
 struct FpTiles {
   static constexpr int kTerms = kTerms_;
-  static constexpr int64_t piece_unit = 4;  // the longest group
   const FpGemmParams& p;
   Panels panels;
+  Blocks blocks;
   float* row_scale;  // [m]
   uint8_t* x;
+  int32_t* kept;
   int64_t k8, tile_bytes, groups, steps_per_group;
   CodeTable table;
 
   explicit FpTiles(const FpGemmParams& p)
       : p(p),
         panels(p.m, (p.k + kFpStepK - 1) / kFpStepK, kTerms),
+        blocks(panels, 4),  // the longest group
         row_scale(p.panels),
         x(reinterpret_cast<uint8_t*>(p.panels + (p.m + 15) / 16 * 16)),
+        kept(reinterpret_cast<int32_t*>(x + panels.count * panels.bytes())),
         k8((p.k + 7) / 8),
         tile_bytes(fp_tile::bytes(bits_of(p.format))),
         groups(p.group_scale ? (p.k + p.group - 1) / p.group : 1),
         steps_per_group(p.group_scale ? p.group / kFpStepK : 0),
         table(p.format) {}
 
-  int64_t words() const { return (p.m + 15) / 16 * 16 + panels.count * panels.bytes() / 4; }
+  int64_t words() const {
+    return (p.m + 15) / 16 * 16 + panels.count * panels.bytes() / 4 + blocks.kept_words(panels, p.n);
+  }
+  int64_t tile_codes() const { return k8 * tile_bytes; }
+  int64_t step_codes() const { return kFpStepK8 * tile_bytes; }
+  const uint8_t* codes(int64_t t, int64_t step) const {
+    return p.weight + t * tile_codes() + step * step_codes();
+  }
 
   template <int kRow, int kChannel>
   static inline void dot() {
@@ -86,9 +96,7 @@ struct FpTiles {
   }
 
   void weights(int64_t t, int64_t step, bool scaled, uint8_t* to) const {
-    const uint8_t* from = p.weight + (t * k8 + step * kFpStepK8) * tile_bytes;
-    const int64_t ahead = panels.ahead(step) * kFpStepK8 * tile_bytes;
-    for (int64_t i = 0; i < kFpStepK8 * tile_bytes; i += 64) __builtin_prefetch(from + ahead + i, 0, 2);
+    const uint8_t* from = codes(t, step);
     for (int64_t i = 0; i < kFpStepK8; ++i, from += tile_bytes) {
       uint8_t* rows = to + i * 4 * kTileBytes;
       if (step * kFpStepK8 + i >= k8) std::memset(rows, 0, 4 * kTileBytes);
@@ -108,7 +116,7 @@ struct FpTiles {
       const uint8_t* at = p.group_scale + ((piece.tile + t) * groups + group) * fp_tile::kN * scale_bytes;
       const V scale = p.scale_fp16 ? from_fp16(load_half(at)) : from_e8m0(at);
       for (int64_t r = 0; r < rows; ++r) {
-        const int64_t i = r * kSumStride + t * 16;
+        const int64_t i = r * piece.sum_stride() + t * 16;
         const V sum = load(from + i);
         store(to + i, first ? add_signed(load(to + i), scale, sum) : mul(sum, scale));
       }
@@ -119,7 +127,7 @@ struct FpTiles {
     const float* from = reinterpret_cast<const float*>(sums);
     Epilogue e = epilogue_of(p, 1.f);
     e.x_scale = row_scale;
-    finish(e, 1.f, from, kSumStride, row, row + rows < p.m ? rows : p.m - row, t, tiles);
+    finish(e, 1.f, from, tiles * 16, row, row + rows < p.m ? rows : p.m - row, t, tiles);
   }
 
  private:

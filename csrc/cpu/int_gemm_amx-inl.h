@@ -13,20 +13,30 @@ constexpr int64_t kFewestTileRows = 7;                // below, vpdpbusd is as f
 constexpr int64_t kDeepestTiles = 131071;             // 16 times the sum of more might leave 32 bits
 
 struct IntTiles {
+  static constexpr int kTerms = 1;
   const GemmParams& p;
   Panels panels;
+  Blocks blocks;
   uint8_t* x;
+  int32_t* kept;
   int64_t k8, tile_bytes, groups;
-  static constexpr int kTerms = 1;
-  static constexpr int64_t piece_unit = 2;  // pieces begin with a group
 
   explicit IntTiles(const GemmParams& p)
       : p(p),
         panels(p.m, (p.k + kStepK - 1) / kStepK, kTerms),
+        blocks(panels, 2),  // pieces begin with a group
         x(reinterpret_cast<uint8_t*>(p.panels)),
+        kept(p.panels + panels.count * panels.bytes() / 4),
         k8((p.k + 7) / 8),
         tile_bytes(p.weight_int8 ? tile::kInt8Bytes : tile::kInt4Bytes),
         groups(p.group_scale ? (p.k + p.group - 1) / p.group : 1) {}
+
+  int64_t words() const { return panels.count * panels.bytes() / 4 + blocks.kept_words(panels, p.n); }
+  int64_t tile_codes() const { return k8 * tile_bytes; }
+  int64_t step_codes() const { return kStepK8 * tile_bytes; }
+  const uint8_t* codes(int64_t t, int64_t step) const {
+    return p.weight + t * tile_codes() + step * step_codes();
+  }
 
   template <int kRow, int kChannel>
   static inline void dot() {
@@ -54,22 +64,20 @@ struct IntTiles {
 
   // A step of channel tile t as int8, times sum_scale().
   void weights(int64_t t, int64_t step, bool, uint8_t* to) const {
-    const int64_t first = step * kStepK8, left = k8 - first;
-    const uint8_t* from = p.weight + (t * k8 + first) * tile_bytes;
-    Codes codes{from, to, panels.ahead(step) * kStepK8 * tile_bytes,
-                left < kStepK8 ? left : kStepK8};  // the rest meets zeros
-    if (p.weight_int8) return codes.copy();
-    if (p.fp4) return codes.look_up(p.fp4->value);
-    if (!p.group_scale) return codes.shift();
+    const int64_t left = k8 - step * kStepK8;
+    const Codes some{codes(t, step), to, left < kStepK8 ? left : kStepK8};  // the rest meets zeros
+    if (p.weight_int8) return some.copy();
+    if (p.fp4) return some.look_up(p.fp4->value);
+    if (!p.group_scale) return some.shift();
     const uint8_t* scale = p.group_scale + (t * groups + step * kStepK / p.group) * tile::kN;
-    if (p.group >= kStepK) return codes.scale(widen_u8(scale), 0, kStepK8);
-    codes.scale(widen_u8(scale), 0, kStepK8 / 2);
-    if (left > kStepK8 / 2) codes.scale(widen_u8(scale + tile::kN), kStepK8 / 2, kStepK8);
+    if (p.group >= kStepK) return some.scale(widen_u8(scale), 0, kStepK8);
+    some.scale(widen_u8(scale), 0, kStepK8 / 2);
+    if (left > kStepK8 / 2) some.scale(widen_u8(scale + tile::kN), kStepK8 / 2, kStepK8);
   }
   float sum_scale() const { return p.weight_int8 || p.fp4 || p.group_scale ? 1.f : 1 / 16.f; }
 
   void write(const int32_t* sums, int64_t row, int64_t rows, int64_t t, int64_t tiles) const {
-    finish(epilogue_of(p), sum_scale(), sums, kSumStride, row, row + rows < p.m ? rows : p.m - row, t, tiles);
+    finish(epilogue_of(p), sum_scale(), sums, tiles * 16, row, row + rows < p.m ? rows : p.m - row, t, tiles);
   }
 
  private:
@@ -77,13 +85,12 @@ struct IntTiles {
   struct Codes {
     const uint8_t* from;
     uint8_t* to;
-    int64_t ahead, count;
+    int64_t count;
 
     template <class F>
     inline void each(int64_t begin, int64_t end, const F& decode) const {
       for (int64_t i = begin; i < (end < count ? end : count); ++i) {
         const uint8_t* at = from + i * tile::kInt4Bytes;
-        __builtin_prefetch(at + ahead, 0, 2);
         const __m512i low = load512(at);
         _mm512_storeu_si512(to + i * tile::kInt8Bytes, decode(low, false));
         _mm512_storeu_si512(to + i * tile::kInt8Bytes + 64, decode(low, true));
@@ -114,10 +121,7 @@ struct IntTiles {
       });
     }
     void copy() const {
-      for (int64_t i = 0; i < 2 * count; ++i) {
-        __builtin_prefetch(from + 64 * i + ahead, 0, 2);
-        _mm512_storeu_si512(to + 64 * i, load512(from + 64 * i));
-      }
+      for (int64_t i = 0; i < 2 * count; ++i) _mm512_storeu_si512(to + 64 * i, load512(from + 64 * i));
     }
   };
 };
@@ -128,8 +132,7 @@ static inline bool fits_tiles(const GemmParams& p) {
 
 static inline int64_t tile_gemm_panel_words(const GemmParams& p) {
   if (!fits_tiles(p)) return gemm_panel_words(p);
-  const Panels panels = IntTiles(p).panels;
-  return panels.count * panels.bytes() / 4;
+  return IntTiles(p).words();
 }
 
 static inline int64_t tile_gemm_panel_count(const GemmParams& p) {

@@ -11,16 +11,19 @@ EDITS = [
     ("ops/fp_gemm.cpp", "q.x = static_cast<const char*>(p.x) + row * p.k * element;", ""),
     ("ops/fp_gemm.cpp", "q.panels = panels.as<float>() + thread * words;", "q.panels = panels.as<float>();"),
     # the loops: sums of the piece before, the other panel's activations, where panels and pieces end
-    (_LOOPS, "piece.last, x, piece.first == 0, sums,", "piece.last, x, true, sums,"),
+    (_LOOPS, "piece.last, x, share, piece.first == 0, sums,", "piece.last, x, share, true, sums,"),
     (_LOOPS, "at + p.panels.bytes(), kTileBytes", "at, kTileBytes"),
     (_LOOPS, "rows((m + count - 1) / count)", "rows(m / count)"),
     (_LOOPS, "tiles = tile_end - tile < 2 ? 1 : 2, group", "tiles = 1, group"),
     (_LOOPS, "make_step<Product, T>(p, piece, step + 1);", "make_step<Product, T>(p, piece, step);"),
     (_LOOPS, "steps < 12 ? 1 : (steps + 4) / 8;", "1;"),
+    # cuts of k: sums that wait, in a place of their own, until the last
+    (_LOOPS, "kept_stride ? p.kept + tile * kept_stride : total", "total"),
+    (_LOOPS, "p.kept + tile * kept_stride", "p.kept + tile / 4 * kept_stride"),
     # the codes: the end of a row and of k, a factor, the second half of a step, the upper nibbles
     (_INT, "std::memcpy(to, from, size_t(tail));", "std::memcpy(to, from, size_t(tail - 8));"),
     (_INT, "? 1.f : 1 / 16.f; }", "? 1.f : 1 / 8.f; }"),
-    (_INT, "codes.scale(widen_u8(scale + tile::kN)", "codes.scale(widen_u8(scale)"),
+    (_INT, "some.scale(widen_u8(scale + tile::kN)", "some.scale(widen_u8(scale)"),
     (_INT, "step * kStepK / p.group) * tile::kN", "step * kStepK / 128) * tile::kN"),
     (_INT, "upper ? w : _mm512_slli_epi16(w, 4), high)", "upper ? _mm512_slli_epi16(w, 4) : w, high)"),
     # bf16: terms that are left out, codes without their sign, a group's scale, a row's power of two, its end

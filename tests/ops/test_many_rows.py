@@ -1,4 +1,4 @@
-"""Many rows for few channels: threads share out the rows, not the channels, and no bit depends on it."""
+"""Many rows, of many inputs or for few channels: how they are cut and shared out changes no bit."""
 
 from collections.abc import Callable
 
@@ -79,3 +79,30 @@ def test_threads_that_share_out_rows_change_no_bit(name, isa):
     assert results[0].shape == (ROWS, N) and results[0].isfinite().all()
     for other in results[1:]:
         compare.exact(other, results[0])
+
+
+# Rows whose packed activations leave the cache: tiles cut k, and the sums wait in between. 40 channels are a
+# pair of tiles and one alone.
+LONG = {
+    "w4a8": (22000, lambda source: Int4Linear.from_linear(source, 8)),
+    "w4a4 g32": (22000, lambda source: Int4Linear.from_linear(source, 4, 32)),
+    "e2m3": (4200, lambda source: WeightOnlyLinear.from_linear(source)),
+    "e2m1 g32 e8m0": (4200, lambda source: WeightOnlyLinear.from_linear(source, "e2m1", 32)),
+    "int4 g128 fp16": (4200, lambda source: WeightOnlyLinear.from_linear(source, "int4", 128)),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", LONG)
+def test_long_rows_have_the_bits_they_have_in_small_batches(name, threads, isa):
+    k, convert = LONG[name]
+    torch.manual_seed(5)
+    layer, rows, before = convert(nn.Linear(k, N).requires_grad_(False)), 76, torch.get_num_threads()
+    x = _x(rows, k)
+    try:
+        torch.set_num_threads(threads)
+        together = layer(x)
+    finally:
+        torch.set_num_threads(before)
+    assert together.isfinite().all()
+    compare.exact(together, torch.cat([layer(part) for part in x.split(19)]))
