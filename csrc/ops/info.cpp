@@ -83,9 +83,9 @@ LOWBIT_EXPORT const char* lowbit_cuda_device([[maybe_unused]] int index) {
 // Which kernel a card with compute capability sm / 10 and so many multiprocessors runs for a linear layer.
 // weight: 0 int4, 1 int4 with group scales, 2 int8.
 LOWBIT_EXPORT const char* lowbit_explain_gemm(int m, int n, int k, int weight, int activation_bits, int sm,
-                                              int multiprocessors) {
+                                              int multiprocessors, int shared_bytes) {
   namespace gemm = lowbit::kernels::int_gemm;
-  const lowbit::kernels::Device device{sm, multiprocessors, 0, 0};
+  const lowbit::kernels::Device device{sm, multiprocessors, shared_bytes, 0};
   const auto kind = gemm::Weight(weight);
   const auto codes = gemm::codes_for(kind, activation_bits, sm);
   return keep(gemm::explain(gemm::choose(m, n, k, kind, codes, device), codes, device));

@@ -76,11 +76,14 @@ def cuda_device(index: int) -> dict[str, int]:
 
 
 def explain_gemm(
-    m: int, n: int, k: int, weight: str, activation_bits: int, sm: int, multiprocessors: int
+    m: int, n: int, k: int, weight: str, bits: int, sm: int, multiprocessors: int, shared_bytes: int
 ) -> str:
-    """The kernel, tile and splits that a card runs for a linear layer. weight: int4, int4_group or int8."""
+    """The kernel, tile and splits that a card runs for a linear layer. weight: int4, int4_group or int8;
+    bits: of the activations.
+    """
     kind = ("int4", "int4_group", "int8").index(weight)
-    return _library.lowbit_explain_gemm(m, n, k, kind, activation_bits, sm, multiprocessors).decode()
+    args = (m, n, k, kind, bits, sm, multiprocessors, shared_bytes)
+    return _library.lowbit_explain_gemm(*args).decode()
 
 
 def explain_fp_gemm(

@@ -50,6 +50,7 @@ py::dict to_dict(const Choice& c, Codes codes, const Device& device) {
   d["row_tiles"] = c.row_tiles, d["token_tiles"] = c.token_tiles, d["stages"] = c.stages;
   d["splits"] = c.splits, d["stages_per_split"] = c.stages_per_split, d["blocks"] = c.blocks;
   d["shared"] = c.shared, d["partial_words"] = c.partial_words, d["tickets"] = c.tickets;
+  d["resident"] = resident(c.shared, c.tile.blocks_per_sm, device);
   d["text"] = explain(c, codes, device);
   return d;
 }

@@ -344,13 +344,15 @@ def test_every_item_has_its_place(emulated, rows, tokens, splits):
     ("sm", "sms", "shared"), [(80, 108, 166912), (86, 84, 101376), (89, 128, 101376), (90, 132, 232448)]
 )
 def test_a_kernel_for_every_layer_of_the_models(emulated, sm, sms, shared):
-    """Llama-2 and 3, Qwen 2.5 and 3, SmolLM2: fits the card, covers the work, leaves no split empty."""
+    """Llama-2 and 3, Qwen 2.5 and 3, SmolLM2: fits the card, covers the work, leaves no split empty; as many
+    blocks as it counts on do fit.
+    """
     for n, k in {(n, k) for layers in MODEL_LAYERS.values() for n, k in layers} | set(MORE_LAYERS):
         for m in (1, 2, 16, 17, 64, 65, 128, 129, 512, 4096):
             for kind in kinds_of(sm):
                 weight = "int4" if kind == "s4" else kind
                 c = emulated.int_gemm_choose(m, n, k, weight, kind == "s4", sm, sms)
-                assert c["shared"] <= shared, c["text"]
+                assert c["resident"] * (c["shared"] + 1024) <= shared + 1024, c["text"]
                 assert c["row_tiles"] * c["rows"] >= n and c["token_tiles"] * c["tokens"] >= m
                 assert (
                     (c["splits"] - 1) * c["stages_per_split"]
@@ -358,7 +360,7 @@ def test_a_kernel_for_every_layer_of_the_models(emulated, sm, sms, shared):
                     <= c["splits"] * c["stages_per_split"]
                 )
                 assert c["kernel"] == ("wgmma" if sm == 90 and m > 16 else "mma"), c["text"]
-                assert c["splits"] == 1 or c["partial_words"] <= 2 * sms * 4 * 128 * 256
+                assert c["splits"] == 1 or c["partial_words"] <= sms * c["resident"] * c["rows"] * c["tokens"]
 
 
 def test_the_choice_explains_itself(emulated):

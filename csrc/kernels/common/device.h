@@ -13,6 +13,13 @@ struct Device {
 // Whether the sm_90a code runs there. It runs on 9.0 and nowhere else: not on 10.x, not on 12.x.
 inline bool is_hopper(const Device& device) { return device.sm == 90; }
 
+// Blocks that a multiprocessor holds at a time, `most` by their registers. The system keeps 1 KiB of shared
+// memory for each.
+constexpr int resident(int shared, int most, const Device& device) {
+  const int fit = (device.shared_bytes + 1024) / (shared + 1024);
+  return fit < 1 ? 1 : fit < most ? fit : most;
+}
+
 using Stream = void*;       // a cudaStream_t
 using Error = const char*;  // nullptr: done; else a sentence
 

@@ -72,12 +72,6 @@ constexpr float factor_of(const Tile& tile, Weight w, Half half, bool grouped) {
   return tile.kernel == Kernel::kWgmma && grouped ? 1.f : factor_of(w, half);
 }
 
-// Blocks of the tile that a multiprocessor holds at a time. The system keeps 1 KiB for each.
-constexpr int resident(const Tile& t, int shared, const Device& device) {
-  const int fit = (device.shared_bytes + 1024) / (shared + 1024);
-  return fit < 1 ? 1 : fit < t.blocks_per_sm ? fit : t.blocks_per_sm;
-}
-
 // What a card runs. `splits`: as many as that at most, none of them empty; 0 = by splits_for. A different
 // number of splits rounds differently, the same number always gives the same bits.
 constexpr Choice choose(int m, int n, int k, Weight weight, bool grouped, const Device& device,
@@ -88,9 +82,10 @@ constexpr Choice choose(int m, int n, int k, Weight weight, bool grouped, const 
   c.stages = ceil_div(k, kStageK);
   c.shared = shared_bytes(c.tile, weight, grouped);
   const int64_t tiles = int64_t(c.row_tiles) * c.token_tiles;
-  if (!splits)
-    splits =
-        splits_for(tiles, c.stages, int64_t(device.multiprocessors) * resident(c.tile, c.shared, device));
+  if (!splits) {
+    const int blocks = resident(c.shared, c.tile.blocks_per_sm, device);
+    splits = splits_for(tiles, c.stages, int64_t(device.multiprocessors) * blocks);
+  }
   c.stages_per_split = ceil_div(c.stages, splits);
   c.splits = c.stages_per_split ? ceil_div(c.stages, c.stages_per_split) : 1;
   const int64_t items = tiles * c.splits;

@@ -90,10 +90,13 @@ constexpr Choice choose(int m, int n, int k, Weight weight, Codes codes, const D
   c.row_tiles = ceil_div(n, c.tile.rows), c.token_tiles = ceil_div(m, c.tile.tokens);
   c.stages = ceil_div(k, kStageK);
   const int64_t tiles = int64_t(c.row_tiles) * c.token_tiles;
-  if (!splits) splits = splits_for(tiles, c.stages, int64_t(device.multiprocessors) * c.tile.blocks_per_sm);
+  c.shared = shared_bytes(c.tile, weight, codes);
+  if (!splits) {
+    const int blocks = resident(c.shared, c.tile.blocks_per_sm, device);
+    splits = splits_for(tiles, c.stages, int64_t(device.multiprocessors) * blocks);
+  }
   c.stages_per_split = ceil_div(c.stages, splits);
   c.splits = c.stages_per_split ? ceil_div(c.stages, c.stages_per_split) : 1;
-  c.shared = shared_bytes(c.tile, weight, codes);
   const int64_t items = tiles * c.splits;
   const bool wgmma = c.tile.kernel == Kernel::kWgmma;  // persistent
   c.blocks = int(wgmma && items > device.multiprocessors ? device.multiprocessors : items);

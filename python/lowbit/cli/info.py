@@ -75,12 +75,12 @@ def _gemm(args: argparse.Namespace) -> int:
     if (bits == 16) != (args.weight in WEIGHT_ONLY) and args.weight not in ("int4", "int4_group"):
         want = "4 or 8" if bits == 16 else "16"
         raise SystemExit(f"lowbit info: --activation-bits: expected {want} with {args.weight}, got {bits}")
+    shared = SHARED_BYTES[args.sm]
     if bits == 16:
         name = args.weight.removesuffix("_group")
-        shared = SHARED_BYTES[args.sm]
         print(_ext.explain_fp_gemm(m, n, k, name, name != args.weight, args.sm, sms, shared))
     else:
-        print(_ext.explain_gemm(m, n, k, args.weight, bits, args.sm, sms))
+        print(_ext.explain_gemm(m, n, k, args.weight, bits, args.sm, sms, shared))
     return 0
 
 
