@@ -51,17 +51,22 @@ def test_integer_mma(emulated, kind, seed):
     assert sum(n for name, n in report["instructions"].items() if name.startswith("mma.")) == 1
 
 
+def float_mma(mma, kind, a, b, c):
+    """c [16, 8] + a [16, 16] b [8, 16]^T of halves, as mma(kind, a, b, d, repeat) gives it."""
+    ra = pack(tables.scatter(a.view(np.uint16), tables.a_map(2)), 32, 2)
+    rb = pack(tables.scatter(b.view(np.uint16), tables.b_map(2)), 32, 2)
+    d = np.ascontiguousarray(tables.scatter(c, tables.d_map()).reshape(32, 4))
+    mma(kind, ra, rb, d, 1)
+    return tables.gather(d, tables.d_map(), (16, 8))
+
+
 @pytest.mark.parametrize("kind,dtype", [(4, np.float16), (5, ml_dtypes.bfloat16)])
 def test_float_mma(emulated, kind, dtype):
     rng = np.random.default_rng(kind)
     a, b = (rng.integers(-64, 65, (n, 16)).astype(dtype) for n in (16, 8))  # exact sums: no order matters
     c = rng.integers(-64, 65, (16, 8)).astype(np.float32)
-    ra = pack(tables.scatter(a.view(np.uint16), tables.a_map(2)), 32, 2)
-    rb = pack(tables.scatter(b.view(np.uint16), tables.b_map(2)), 32, 2)
-    d = np.ascontiguousarray(tables.scatter(c, tables.d_map()).reshape(32, 4))
-    emulated.mma(kind, ra, rb, d, 1, {})
     expected = c + a.astype(np.float32) @ b.astype(np.float32).T
-    assert np.array_equal(tables.gather(d, tables.d_map(), (16, 8)), expected)
+    assert np.array_equal(float_mma(lambda *v: emulated.mma(*v, {}), kind, a, b, c), expected)
 
 
 def parts(x, least):
@@ -82,10 +87,12 @@ def tensor_core(a, b, c, least, bits=24):
     return np.ldexp(np.trunc(np.ldexp(fraction, 24)), exponent - 24 + unit[..., 0]).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind,dtype,least", [(4, np.float16, -14), (5, ml_dtypes.bfloat16, -126)])
-def test_float_mma_adds_as_a_tensor_core(emulated, kind, dtype, least):
-    """Subnormals among the operands, sums that cancel, terms far apart."""
-    rng, seen = np.random.default_rng(kind), 0
+HALVES = [(4, np.float16, -14), (5, ml_dtypes.bfloat16, -126)]  # kind, type, least exponent
+
+
+def far_apart(kind, dtype):
+    """Operands of float_mma: subnormals among them, sums that cancel, terms far apart."""
+    rng = np.random.default_rng(kind)
     for reach in (2, 8, 24):
         a, b = (
             (rng.standard_normal((n, 16)) * 2.0 ** rng.integers(-reach, reach / 3, (n, 16))).astype(dtype)
@@ -93,11 +100,14 @@ def test_float_mma_adds_as_a_tensor_core(emulated, kind, dtype, least):
         )
         b[:, 8:] = b[:, :8] * dtype(-1)
         c = (rng.standard_normal((16, 8)) * 2.0 ** rng.integers(-reach, 1, (16, 8))).astype(np.float32)
-        ra = pack(tables.scatter(a.view(np.uint16), tables.a_map(2)), 32, 2)
-        rb = pack(tables.scatter(b.view(np.uint16), tables.b_map(2)), 32, 2)
-        d = np.ascontiguousarray(tables.scatter(c, tables.d_map()).reshape(32, 4))
-        emulated.mma(kind, ra, rb, d, 1, {})
-        got = tables.gather(d, tables.d_map(), (16, 8))
+        yield a, b, c
+
+
+@pytest.mark.parametrize("kind,dtype,least", HALVES)
+def test_float_mma_adds_as_a_tensor_core(emulated, kind, dtype, least):
+    seen = 0
+    for a, b, c in far_apart(kind, dtype):
+        got = float_mma(lambda *v: emulated.mma(*v, {}), kind, a, b, c)
         assert np.array_equal(got, tensor_core(a, b, c, least))
         seen += (got != (c + a.astype(np.float32) @ b.astype(np.float32).T)).sum()
     assert seen > 50  # plain fp32 sums are others
