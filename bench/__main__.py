@@ -3,8 +3,10 @@ times ours and the peers.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -22,6 +24,7 @@ from . import (
     quantize,
     report,
 )
+from .record import Record
 
 _BENCHES = {
     "linear": linear,
@@ -88,14 +91,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     env = report.environment()
     report.print_environment(env)
+
+    def save(result: dict) -> Path | None:
+        return report.write_json(options.json, options.bench, env, result) if options.json else None
+
+    record = options.record = Record(save)
     with torch.inference_mode():
-        if options.device == "cpu":
-            result = _BENCHES[options.bench].run(options)
-        else:
-            result = _CUDA[options.bench][0](options, "cpu" if options.device == "proxy" else "cuda")
+        result = _BENCHES[options.bench].run(options) if options.device == "cpu" else _run_on_card(options)
     if options.json:
-        report.write_json(options.json, options.bench, env, result)
-    return 0
+        print(f"wrote {save(result)}")
+    for failure in record.failed:
+        print(f"FAILED: {failure['what']}: {failure['error'].splitlines()[0]}")
+    return 1 if record.failed else 0
+
+
+def _run_on_card(options: argparse.Namespace) -> dict:
+    """All of the result, or what there is of it when the bench as a whole fails."""
+    result: dict = {}
+    with contextlib.suppress(Exception), options.record.attempt(options.bench):
+        result = _CUDA[options.bench][0](options, "cpu" if options.device == "proxy" else "cuda")
+    return result | options.record.result()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Every result of ours is checked before it is timed, against float64 sums of the 
 """
 
 import argparse
+import itertools
 from dataclasses import asdict, dataclass
 
 import lowbit.ops
@@ -15,6 +16,7 @@ from . import cuda_ceiling, report
 from .cuda_linear import shapes_of
 from .cuda_peers import Call, Humming, TorchLinear, bind_checked, contenders
 from .cuda_timing import copies_for, interleave_graphs
+from .record import Record
 from .timing import geometric_mean
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 512, 1024)  # dense where the kernel and the fallback meet
@@ -95,13 +97,15 @@ def _contenders(p: Problem, options: argparse.Namespace) -> list:
     makers = [lambda: TorchLinear(BASE, p.plain, p.device)]
     if not options.no_peers:
         makers.append(lambda: Humming("humming float6e3m2", {"dtype": "float6e3m2"}, p.plain, p.device))
-    return contenders(makers + [lambda v=v: Ours(p, *v) for v in VARIANTS], options.only)
+    makers += [lambda v=v: Ours(p, *v) for v in VARIANTS]
+    return contenders(makers, options.only, options.record.attempt)
 
 
 def _point(p: Problem, m: int, found: list, options: argparse.Namespace) -> dict:
     x = torch.randn(m, p.k, device=p.device, generator=p.generator).to(p.dtype)
-    calls = bind_checked(found, x)
-    times = interleave_graphs(calls, options.rounds, options.slice, p.device)
+    attempt = options.record.attempt
+    calls = bind_checked(found, x, attempt)
+    times = interleave_graphs(calls, options.rounds, options.slice, p.device, attempt)
     point: dict = {"m": m, "n": p.n, "k": p.k, "dtype": str(p.dtype).removeprefix("torch."), "times": {}}
     for c in found:
         if c.name not in times:
@@ -137,15 +141,17 @@ def run(options: argparse.Namespace, device: str = "cuda") -> dict:
     """Every shape and number of rows, in fp16 and bf16."""
     ceilings = cuda_ceiling.measure(device)
     print(", ".join(f"{name} {value:.0f}" for name, value in ceilings.items()))
-    points = []
-    for n, k in shapes_of(options.shapes):
-        for dtype in (torch.float16, torch.bfloat16):
+    record: Record = options.record
+    points = record.points
+    for (n, k), dtype in itertools.product(shapes_of(options.shapes), (torch.float16, torch.bfloat16)):
+        with record.attempt(f"{n} x {k} in {dtype}"):
             p = Problem(n, k, dtype, device)
             found = _contenders(p, options)
             for m in options.rows:
-                points.append(_point(p, m, found, options))
-                _print(points[-1])
-            del p, found
+                with record.attempt(f"M = {m}"):
+                    record.add(_point(p, m, found, options))
+                    _print(points[-1])
+        p = found = None  # before the next ones are made
     summary: dict = {}
     for name in {n: None for point in points for n in point["times"] if n.startswith("lowbit")}:
         per_m = {

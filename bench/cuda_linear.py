@@ -16,6 +16,7 @@ from . import cuda_ceiling, report
 from .cuda_cutlass import KINDS, Cutlass
 from .cuda_peers import Call, Humming, Peer, TorchLinear, Unavailable, bind_checked, contenders
 from .cuda_timing import copies_for, interleave_graphs
+from .record import Record
 from .timing import geometric_mean
 
 LAYERS = {
@@ -123,13 +124,15 @@ def _contenders(p: Problem, options: argparse.Namespace) -> list:
         int4 = {"dtype": "uint4", "group_size": 0}
         makers += [lambda: IntMm(p), lambda: Humming("humming w4a16", int4, p.half, p.device)]
         makers += [lambda k=k: Cutlass(k, p) for k in KINDS]
-    return contenders(makers + [lambda v=v: Ours(p, *v) for v in VARIANTS], options.only)
+    makers += [lambda v=v: Ours(p, *v) for v in VARIANTS]
+    return contenders(makers, options.only, options.record.attempt)
 
 
 def _point(p: Problem, m: int, found: list, options: argparse.Namespace) -> dict:
     x = torch.randn(m, p.k, device=p.device, generator=torch.Generator(p.device).manual_seed(m)).half()
-    calls = bind_checked(found, x)
-    times = interleave_graphs(calls, options.rounds, options.slice, p.device)
+    attempt = options.record.attempt
+    calls = bind_checked(found, x, attempt)
+    times = interleave_graphs(calls, options.rounds, options.slice, p.device, attempt)
     point: dict = {"m": m, "n": p.n, "k": p.k, "times": {}}
     for c in found:
         if c.name not in times:
@@ -177,14 +180,17 @@ def shapes_of(text: str) -> list[tuple[int, int]]:
 def run(options: argparse.Namespace, device: str = "cuda") -> dict:
     ceilings = cuda_ceiling.measure(device)
     print(", ".join(f"{name} {value:.0f}" for name, value in ceilings.items()))
-    points = []
+    record: Record = options.record
+    points = record.points
     for n, k in shapes_of(options.shapes):
-        p = Problem(n, k, device)
-        found = _contenders(p, options)
-        for m in options.rows:
-            points.append(_point(p, m, found, options))
-            _print(points[-1])
-        del p, found
+        with record.attempt(f"{n} x {k}"):
+            p = Problem(n, k, device)
+            found = _contenders(p, options)
+            for m in options.rows:
+                with record.attempt(f"M = {m}"):
+                    record.add(_point(p, m, found, options))
+                    _print(points[-1])
+        p = found = None  # before the next ones are made
     summary: dict = {}
     for name in {n: None for point in points for n in point["times"] if n.startswith("lowbit")}:
         per_m = {

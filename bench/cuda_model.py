@@ -23,6 +23,7 @@ from .cuda_profile import kernels, print_kernels
 from .cuda_timing import interleave_events, interleave_graphs
 from .model import SHAPES, Decode, Prefill, Shape, random_layer, repeat_layer
 from .random_layers import random_quantized
+from .record import Record
 from .timing import Timing
 
 BASE = "torch fp16"
@@ -237,40 +238,50 @@ class Contenders:
     away: dict[str, float]
 
     @classmethod
-    def make(cls, shape: Shape, layers: int, methods: list[str], device: str) -> "Contenders":
+    def make(
+        cls, shape: Shape, layers: int, methods: list[str], device: str, record: Record
+    ) -> "Contenders":
         with torch.device(device):
             plain = random_layer(shape, shape.vocabulary)
         decoder = TorchDecoder(repeat_layer(plain.to(DTYPE), layers))
         ids = torch.randint(shape.vocabulary, (1, 17), generator=torch.Generator().manual_seed(4)).to(device)
-        fused, away = {}, {BASE: _check_torch(decoder, ids)}
-        for method in methods:
-            model, name = random_quantized(shape, 1, method, device, DTYPE), f"lowbit {method} fused"
-            away[name] = _check_fused(name, model, shape.vocabulary, device)
-            fused[name] = lowbit.fuse(repeat_layer(model, layers))
+        fused, away = {}, {}
+        with record.attempt(BASE):
+            away[BASE] = _check_torch(decoder, ids)
+        for name, method in {f"lowbit {method} fused": method for method in methods}.items():
+            with record.attempt(name):
+                model = random_quantized(shape, 1, method, device, DTYPE)
+                away[name] = _check_fused(name, model, shape.vocabulary, device)
+                fused[name] = lowbit.fuse(repeat_layer(model, layers))
         return cls(decoder, fused, away)
 
 
 def _steps(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool) -> dict:
-    token = ids[:, :1]
-    steps: dict = {BASE: TorchStep(c.torch, token, options.context, whole)}
-    return steps | {n: FusedStep(m, token, options.context, whole) for n, m in c.fused.items()}
+    """Those whose outputs are finite."""
+    token, steps = ids[:, :1], {}
+    for name, model in {BASE: c.torch, **c.fused}.items():
+        with options.record.attempt(name):
+            make = TorchStep if name == BASE else FusedStep
+            step = make(model, token, options.context, whole)
+            if not bool(torch.isfinite(step()).all()):
+                raise RuntimeError(f"{name}: expected finite outputs, got NaN or inf")
+            steps[name] = step
+    return steps
 
 
 def _decode(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
-    steps = _steps(c, ids, options, whole)
-    for name, step in steps.items():
-        if not bool(torch.isfinite(step()).all()):
-            raise RuntimeError(f"{name}: expected finite outputs, got NaN or inf")
-    times = interleave_graphs({n: [s] for n, s in steps.items()}, options.rounds, options.slice, device)
+    steps, attempt = _steps(c, ids, options, whole), options.record.attempt
+    calls = {n: [s] for n, s in steps.items()}
+    times = interleave_graphs(calls, options.rounds, options.slice, device, attempt)
     return {n: _row(t, len(ids), {"bytes": steps[n].bytes}) for n, t in times.items()}
 
 
 def _called(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
-    models = {CALLED: c.torch.model, **c.fused}
-    calls = {
-        f"{n} as called": Decode(m if whole else m.model, ids, options.context) for n, m in models.items()
-    }
-    times = interleave_events(calls, options.rounds, options.slice, device)
+    calls, attempt = {}, options.record.attempt
+    for name, model in {CALLED: c.torch.model, **c.fused}.items():
+        with attempt(f"{name} as called"):
+            calls[f"{name} as called"] = Decode(model if whole else model.model, ids, options.context)
+    times = interleave_events(calls, options.rounds, options.slice, device, attempt)
     return {n: _row(t, len(ids)) for n, t in times.items()}
 
 
@@ -281,7 +292,8 @@ def _prompts(c: Contenders, ids: Tensor, whole: bool) -> dict:
 
 
 def _prefill(c: Contenders, ids: Tensor, options: argparse.Namespace, whole: bool, device: str) -> dict:
-    times = interleave_events(_prompts(c, ids, whole), options.rounds, options.slice, device)
+    calls, attempt = _prompts(c, ids, whole), options.record.attempt
+    times = interleave_events(calls, options.rounds, options.slice, device, attempt)
     return {n: _row(t, ids.numel()) for n, t in times.items()}
 
 
@@ -326,49 +338,53 @@ def _free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _measure(
-    name: str, options: argparse.Namespace, device: str, whole: bool, profile: bool
-) -> tuple[list[dict], dict]:
-    """The points, and the kernels where asked for."""
-    shape = SHAPES[name]
+def _measure(name: str, options: argparse.Namespace, device: str, whole: bool, profile: bool) -> dict:
+    """Adds the points; returns the kernels where asked for."""
+    shape, record = SHAPES[name], options.record
     layers = options.layers or (shape.layers if whole else LAYERS)
     methods = [m.strip() for m in options.methods.split(",") if m.strip()]
-    c = Contenders.make(shape, layers, methods, device)
-    generator, points = torch.Generator().manual_seed(2), []
+    c = Contenders.make(shape, layers, methods, device, record)
+    generator, found = torch.Generator().manual_seed(2), {}
 
     def add(phase: str, batch: int, times: dict[str, dict]) -> None:
         title = f"{name}, {layers} layers, {phase}, batch {batch}"
         _print(title, times, 0 if whole else layers, device)
-        points.append(
+        record.add(
             {"shape": name, "layers": layers, "phase": phase, "batch": batch, "difference": c.away,
              "times": times}
         )  # fmt: skip
-        _free(device)
 
     longest = max(options.prefill, options.context + 1)
     ids = torch.randint(shape.vocabulary, (max(options.batch), longest), generator=generator).to(device)
     for batch in options.batch:
-        times = _decode(c, ids[:batch], options, whole, device)
-        if batch == 1:
-            times |= _called(c, ids[:1], options, whole, device)
-        add("decode", batch, times)
-    add("prefill", 1, _prefill(c, ids[:1, : options.prefill], options, whole, device))
-    return points, _kernels(c, ids, options, whole, device) if profile else {}
+        with record.attempt(f"decode of {batch}"):
+            times = _decode(c, ids[:batch], options, whole, device)
+            if batch == 1:
+                times |= _called(c, ids[:1], options, whole, device)
+            add("decode", batch, times)
+        _free(device)
+    with record.attempt("prefill"):
+        add("prefill", 1, _prefill(c, ids[:1, : options.prefill], options, whole, device))
+    _free(device)
+    if profile:
+        with record.attempt("kernels"):
+            found = _kernels(c, ids, options, whole, device)
+    return found
 
 
 def run(options: argparse.Namespace, device: str = "cuda", whole: bool = True) -> dict:
     """whole: with embedding and head; else layers alone, whose times are printed per layer."""
     ceilings = {"copy_gb_per_s": cuda_ceiling.copy_bandwidth(device) * 1e-9}
     print(", ".join(f"{name} {value:.0f}" for name, value in ceilings.items()))
-    points, found = [], {}
+    record, found = options.record, {}
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="fused decoder")  # one that goes the old way is no result
         for name in options.shape:
-            more, found = _measure(name, options, device, whole, profile=name == options.shape[-1])
-            points += more
+            with record.attempt(name):
+                found = _measure(name, options, device, whole, profile=name == options.shape[-1])
             _free(device)
     how = {"whole": whole, "prefill": options.prefill, "context": options.context}
-    return {**how, "ceilings": ceilings, "points": points, "kernels": found}
+    return {**how, "ceilings": ceilings, "points": record.points, "kernels": found}
 
 
 def run_layer(options: argparse.Namespace, device: str = "cuda") -> dict:

@@ -1,4 +1,4 @@
-"""What the GPU benches of linear layers share: torch and humming as peers, contenders that cannot run."""
+"""What the GPU benches of linear layers share: torch and humming as peers, the making of contenders."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,44 +8,30 @@ from torch import Tensor
 
 from .cuda_timing import copies_for
 from .peers import Unavailable
+from .record import Attempt
 
 Call = Callable[[], Tensor]
-CANNOT = (Unavailable, NotImplementedError)
-_said: set[str] = set()
 
 
-def skip(reason: Exception) -> None:
-    """Says once why something is left out."""
-    text = str(reason).splitlines()[0]
-    if text not in _said:
-        _said.add(text)
-        print(f"skipped: {text[:200]}")
-
-
-def contenders(makers: Iterable[Callable[[], Any]], only: str | None) -> list:
+def contenders(makers: Iterable[Callable[[], Any]], only: str | None, attempt: Attempt) -> list:
     """What could be made: all peers, and those of ours whose name contains `only`."""
     found = []
-    for make in makers:
-        try:
+    for i, make in enumerate(makers):
+        with attempt(f"contender {i}"):
             c = make()
-        except CANNOT as reason:
-            skip(reason)
-            continue
-        if c.kind == "peer" or only is None or only.lower() in c.name.lower():
-            found.append(c)
+            if c.kind == "peer" or only is None or only.lower() in c.name.lower():
+                found.append(c)
     return found
 
 
-def bind_checked(contenders: list, x: Tensor) -> dict[str, list[Call]]:
+def bind_checked(contenders: list, x: Tensor, attempt: Attempt) -> dict[str, list[Call]]:
     """Calls by contender's name, each with its first result checked."""
     calls: dict[str, list[Call]] = {}
     for c in contenders:
-        try:
+        with attempt(c.name):
             bound = c.bind(x)
             c.check(x, bound[-1]())
             calls[c.name] = bound
-        except CANNOT as reason:
-            skip(reason)
     return calls
 
 

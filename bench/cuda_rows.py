@@ -51,7 +51,8 @@ def _hadamard_point(n: int, dtype: torch.dtype, options: argparse.Namespace, dev
     peer = _fast_hadamard()
     if peer and n & (n - 1) == 0:
         calls["fast-hadamard-transform"] = [lambda i=i: peer(i, scale) for i in inputs]
-    times = interleave_graphs(calls, options.rounds, options.slice, device)
+    attempt = options.record.attempt
+    times = interleave_graphs(available(calls, attempt), options.rounds, options.slice, device, attempt)
     moved = 2 * x.numel() * size
     return {
         "n": n,
@@ -64,10 +65,12 @@ def _hadamard_point(n: int, dtype: torch.dtype, options: argparse.Namespace, dev
 
 
 def run_hadamard(options: argparse.Namespace, device: str = "cuda") -> dict:
-    points = []
+    record, rows = options.record, []
+    points = record.points
     for dtype in options.dtypes.split(","):
-        points += [_hadamard_point(n, getattr(torch, dtype), options, device) for n in options.sizes]
-    rows = []
+        for n in options.sizes:
+            with record.attempt(f"{dtype} {n}"):
+                record.add(_hadamard_point(n, getattr(torch, dtype), options, device))
     for p in points:
         t = p["times"]
         peer = t.get("fast-hadamard-transform")
@@ -112,31 +115,38 @@ def _check_quantize(x: Tensor) -> None:
         compare.exact(got[:2], scale)
 
 
+def _quantize_point(rows: int, k: int, dtype: str, options: argparse.Namespace, device: str) -> dict:
+    inputs, ops = _inputs(rows, k, getattr(torch, dtype), device), torch.ops.lowbit
+    _check_quantize(inputs[0])
+    calls = {
+        "quantize_int4": [lambda i=i: ops.quantize_int4(i) for i in inputs],
+        "quantize_int8": [lambda i=i: ops.quantize_int8(i) for i in inputs],
+        "hadamard_quantize 4": [lambda i=i: ops.hadamard_quantize(i, 4) for i in inputs],
+        "torch int8": [lambda i=i: _torch_int8(i) for i in inputs],
+        "torch amax (a read)": [lambda i=i: i.amax(-1) for i in inputs],
+    }
+    if k % 128 == 0:
+        heads = [i.view(rows, k // 128, 128) for i in inputs]
+        calls["kv4_quantize"] = [lambda i=i: ops.kv4_quantize(i) for i in heads]
+    attempt = options.record.attempt
+    times = interleave_graphs(available(calls, attempt), options.rounds, options.slice, device, attempt)
+    read = inputs[0].numel() * inputs[0].element_size()
+    found = {name: asdict(t) | {"gb_per_s": read / t.median * 1e-9} for name, t in times.items()}
+    print(f"\n{dtype} {rows} x {k}")
+    table = [
+        [name, f"{t['median'] * 1e6:.1f}", f"{t['gb_per_s']:.0f}",
+         f"{times['torch int8'].median / t['median']:.1f}"]
+        for name, t in found.items()
+    ]  # fmt: skip
+    report.print_table(["", "us", "GB/s read", "x torch int8"], table)
+    return {"rows": rows, "k": k, "dtype": dtype, "times": found}
+
+
 def run_quantize(options: argparse.Namespace, device: str = "cuda") -> dict:
-    points, ops = [], torch.ops.lowbit
+    record = options.record
     for dtype in options.dtypes.split(","):
         for rows, k in SHAPES if device == "cuda" else SHAPES[:1]:
-            inputs = _inputs(rows, k, getattr(torch, dtype), device)
-            _check_quantize(inputs[0])
-            calls = {
-                "quantize_int4": [lambda i=i: ops.quantize_int4(i) for i in inputs],
-                "quantize_int8": [lambda i=i: ops.quantize_int8(i) for i in inputs],
-                "hadamard_quantize 4": [lambda i=i: ops.hadamard_quantize(i, 4) for i in inputs],
-                "torch int8": [lambda i=i: _torch_int8(i) for i in inputs],
-                "torch amax (a read)": [lambda i=i: i.amax(-1) for i in inputs],
-            }
-            if k % 128 == 0:
-                heads = [i.view(rows, k // 128, 128) for i in inputs]
-                calls["kv4_quantize"] = [lambda i=i: ops.kv4_quantize(i) for i in heads]
-            times = interleave_graphs(available(calls), options.rounds, options.slice, device)
-            read = inputs[0].numel() * inputs[0].element_size()
-            found = {name: asdict(t) | {"gb_per_s": read / t.median * 1e-9} for name, t in times.items()}
-            points.append({"rows": rows, "k": k, "dtype": dtype, "times": found})
-            print(f"\n{dtype} {rows} x {k}")
-            table = [
-                [name, f"{t['median'] * 1e6:.1f}", f"{t['gb_per_s']:.0f}",
-                 f"{times['torch int8'].median / t['median']:.1f}"]
-                for name, t in found.items()
-            ]  # fmt: skip
-            report.print_table(["", "us", "GB/s read", "x torch int8"], table)
-    return {"ceilings": {"copy_gb_per_s": cuda_ceiling.copy_bandwidth(device) * 1e-9}, "points": points}
+            with record.attempt(f"{dtype} {rows} x {k}"):
+                record.add(_quantize_point(rows, k, dtype, options, device))
+    copy = cuda_ceiling.copy_bandwidth(device) * 1e-9
+    return {"ceilings": {"copy_gb_per_s": copy}, "points": record.points}

@@ -2,12 +2,14 @@
 that no copy is in the L2 cache when its turn comes; events around the graph give the time.
 """
 
+import contextlib
 import itertools
 import statistics
 from collections.abc import Callable
 
 import torch
 
+from .record import Attempt
 from .timing import Timing, interleave
 
 Call = Callable[[], object]
@@ -25,15 +27,18 @@ def copies_for(weight_bytes: int, device: str) -> int:
     return max(2, min(64, -(-4 * cache_bytes() // max(1, weight_bytes))))
 
 
-def available(calls: dict[str, list[Call]]) -> dict[str, list[Call]]:
-    """Without the contenders whose op has no kernel on this device; those are named."""
+def alone(name: str) -> contextlib.AbstractContextManager:
+    """The attempt of whoever lets an exception pass."""
+    return contextlib.nullcontext()
+
+
+def available(calls: dict[str, list[Call]], attempt: Attempt) -> dict[str, list[Call]]:
+    """Without the contenders whose op has no kernel on this device, or fails."""
     found = {}
     for name, several in calls.items():
-        try:
+        with attempt(name):
             several[0]()
             found[name] = several
-        except NotImplementedError as error:
-            print(f"skipped {name}: {str(error).splitlines()[0][:150]}")
     return found
 
 
@@ -76,23 +81,41 @@ class _Contender:
 
 
 def interleave_graphs(
-    calls: dict[str, list[Call]], rounds: int = 9, seconds: float = 0.003, device: str = "cuda"
+    calls: dict[str, list[Call]],
+    rounds: int = 9,
+    seconds: float = 0.003,
+    device: str = "cuda",
+    attempt: Attempt = alone,
 ) -> dict[str, Timing]:
     """Seconds per call of each contender, by turns; its calls (one per copy of the weight) are cycled."""
     if device == "cpu":  # the same code without a GPU, for its tests
         return interleave({name: _cycle(several) for name, several in calls.items()}, rounds, seconds)
-    return _by_turns({name: _Contender(several, seconds) for name, several in calls.items()}, rounds)
+    return _by_turns(_made(calls, seconds, True, attempt), rounds)
 
 
 def interleave_events(
-    calls: dict[str, Call], rounds: int = 9, seconds: float = 0.003, device: str = "cuda"
+    calls: dict[str, Call],
+    rounds: int = 9,
+    seconds: float = 0.003,
+    device: str = "cuda",
+    attempt: Attempt = alone,
 ) -> dict[str, Timing]:
     """As `interleave_graphs` for what cannot be captured: the calls themselves, one behind the other. Where
     Python is slower than the card, this is Python's time.
     """
     if device == "cpu":
         return interleave(calls, rounds, seconds)
-    return _by_turns({name: _Contender([call], seconds, graph=False) for name, call in calls.items()}, rounds)
+    return _by_turns(_made({name: [call] for name, call in calls.items()}, seconds, False, attempt), rounds)
+
+
+def _made(
+    calls: dict[str, list[Call]], seconds: float, graph: bool, attempt: Attempt
+) -> dict[str, _Contender]:
+    found = {}
+    for name, several in calls.items():
+        with attempt(name):
+            found[name] = _Contender(several, seconds, graph)
+    return found
 
 
 def _by_turns(contenders: dict[str, _Contender], rounds: int) -> dict[str, Timing]:

@@ -90,7 +90,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 def write_json(path: str, name: str, env: dict, result: dict) -> Path:
-    """Write the run; a bare name goes to bench/results/."""
+    """Write the run, whole or not at all; a bare name goes to bench/results/."""
     target = Path(path)
     if target.parent == Path("."):
         target = ROOT / "bench/results" / target
@@ -98,5 +98,4 @@ def write_json(path: str, name: str, env: dict, result: dict) -> Path:
     temporary = target.with_suffix(target.suffix + ".part")
     temporary.write_text(json.dumps({"bench": name, "environment": env, **result}, indent=1) + "\n")
     temporary.replace(target)
-    print(f"wrote {target}")
     return target

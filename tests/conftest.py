@@ -1,6 +1,7 @@
 """Settings of the whole suite: no network, repeatable examples, slow tests on request."""
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -26,6 +27,25 @@ def pytest_configure(config):
         os.environ["LOWBIT_TEST_DEVICE"] = (
             device  # read when the test modules are imported, and by xdist's workers
         )
+
+
+@pytest.fixture(autouse=True)
+def card_still_works(request):
+    """On a card: after an illegal access every later call of the process fails, whatever it tests. So the
+    process ends here and names the test; a worker of xdist is replaced.
+    """
+    yield
+    if not os.environ.get("LOWBIT_TEST_DEVICE", "").startswith("cuda"):
+        return
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except Exception as error:
+        if capture := request.config.pluginmanager.getplugin("capturemanager"):
+            capture.suspend_global_capture(in_=True)
+        print(f"\n{request.node.nodeid}: the card is lost: {error}", file=sys.stderr, flush=True)
+        os._exit(70)
 
 
 def pytest_collection_modifyitems(config, items):

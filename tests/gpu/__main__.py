@@ -1,7 +1,10 @@
 """python -m tests.gpu (`make gpu`): builds, proves and benches the CUDA kernels, offline.
 
 Steps run one after another inside a budget of time; each writes to gpu.log. The results are in --out:
-gpu.log, summary.json and a JSON for each bench.
+gpu.log, summary.json and a JSON for each bench, all of them written as they come.
+
+Where a call may take ten minutes, what is correct fits one and the benches another, with the build kept:
+--only info,conformance,runtime,ops,memcheck,racecheck,synccheck, then --only compile,bench.
 """
 
 import argparse
@@ -9,6 +12,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+BEGIN = time.monotonic()  # importing torch counts
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/gpu"
 GRACE = 8  # seconds of a step that was interrupted
@@ -81,7 +86,14 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
     cutlass = cutlass_folder()
     configure += [f"-DLOWBIT_CUTLASS_DIR={cutlass or ''}", f"-DLOWBIT_CUTLASS_ARCH={arch}"]
     build = ["cmake", "--build", str(BUILD), "--target"]
+    libraries = [*build, "lowbit", "lowbit_conformance", "--", "-k", "0"]
+    emulator = [python, "-c", "from tests.emu.conftest import build; build()"]
+    # At once, because single files take long. Only the library decides: the rest serves one step.
+    both = f"{shlex.join(emulator)} & {shlex.join(libraries)} || {shlex.join([*build, 'lowbit'])}"
     env = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
         "LOWBIT_LIBRARY": str(BUILD / "liblowbit.so"),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]),
         "PYTHONUNBUFFERED": "1",
@@ -91,14 +103,24 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
         "LOWBIT_TEST_DEVICE": "cuda",
         "LOWBIT_CONFORMANCE": str(BUILD / "liblowbit_conformance.so"),
     }
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     cores = os.cpu_count() or 1
     count = min(8, cores) if has("xdist") else 1
-    workers = ["-n", str(count)] if count > 1 else []
     share = {"OMP_NUM_THREADS": str(max(1, cores // count))}  # or every worker's oracle takes all cores
-    sanitizer = shutil.which("compute-sanitizer") or ""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
+    sanitizer = shutil.which("compute-sanitizer", path=path) or ""
     lacks = [m for m in ("pytest", "hypothesis", "ml_dtypes") if not has(m)]
     no_pytest = f"needs {', '.join(lacks)}" if lacks else ""
+
+    def pytest(*words: str, workers: int = 1, timeout: int = 60) -> list[str]:
+        """A hang or a crash names its test and costs a worker, where there are workers, and not the step."""
+        command = [python, "-m", "pytest", "-v", "--tb=short", "--maxfail=40", "-p", "no:cacheprovider"]
+        if has("xdist"):
+            command += ["-n", str(workers), "--max-worker-restart=40"]
+        if has("pytest_timeout"):
+            command += [f"--timeout={timeout}", "--timeout-method=thread"]
+        else:
+            command += ["-o", f"faulthandler_timeout={min(40, timeout)}"]
+        return [*command, *words]
 
     def bench(name: str, limit: float) -> Step:
         command = [python, "-m", "bench", name, "--device", "cuda", "--json", str(out / f"{name}.json")]
@@ -118,29 +140,31 @@ def steps(out: Path, arch: str, options: argparse.Namespace) -> list[Step]:
         command += ["--kernel-name", "kns=lowbit", python, "-m", "tests.gpu.sanitize"]
         extra = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
         return Step(
-            tool, command, 90, env=on_gpu | extra, missing="" if sanitizer else "no compute-sanitizer in PATH"
+            tool, command, 90, env=on_gpu | extra, missing="" if sanitizer else "no compute-sanitizer"
         )
 
+    runtime = "tests/gpu/test_runtime.py"
     return [
         Step("configure", configure, 60, needs=""),
-        Step("build", [*build, "lowbit", "lowbit_conformance"], 300, needs="configure"),
+        Step("build", ["sh", "-c", f"{both}; state=$?; wait; exit $state"], 300, needs="configure"),
         Step("info", [python, "-m", "lowbit", "info"], 60, env=on_gpu),
-        # What is correct comes before what is fast; the short steps before the long one, which may end late.
-        Step("runtime", [*pytest, "tests/gpu/test_runtime.py"], 120, env=on_gpu, missing=no_pytest),
-        Step("ops", [*pytest, "-v", *workers, "tests/ops"], 300, env=on_gpu | share, missing=no_pytest),
-        sanitize("memcheck"),
+        # What is correct comes before what is fast, and single instructions before kernels made of them.
         Step(
-            "conformance", [*pytest, "tests/gpu/test_conformance.py"], 150, env=on_gpu,
+            "conformance", pytest("tests/gpu/test_conformance.py"), 150, env=on_gpu,
             missing=no_pytest or ("" if has("pybind11") else "needs pybind11"),
         ),
+        Step("runtime", pytest(runtime, "-k", "not compiled"), 120, env=on_gpu, missing=no_pytest),
+        Step("ops", pytest("tests/ops", workers=count), 300, env=on_gpu | share, missing=no_pytest),
+        sanitize("memcheck"),
         sanitize("racecheck"),
         sanitize("synccheck"),
+        Step("compile", pytest(runtime, "-k", "compiled", timeout=90), 150, env=on_gpu, missing=no_pytest),
         Step(
             "cutlass", [*build, "lowbit_cutlass"], 150,
             missing="" if cutlass else "no nvidia-cutlass: its peers are left out of bench linear",
         ),
         bench("linear", 150),
-        bench("fp_gemm", 60),
+        bench("fp_gemm", 120),
         bench("model", 120),
         bench("layer", 60),
         bench("hadamard", 60),
@@ -174,7 +198,8 @@ def execute(step: Step, log: Path, limit: float) -> Result:
                 process.wait(timeout=GRACE)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it may hang in the driver
+                process.wait(timeout=GRACE)
     lines = [s for s in log.read_bytes()[start:].decode(errors="replace").splitlines() if s.strip()]
     return Result(step.name, state, time.monotonic() - begin, lines[-1][:150] if lines else "")
 
@@ -186,10 +211,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--only",
-        help="names of steps, comma-separated; configure and build always run, cutlass before bench linear",
+        help="names of steps, comma-separated, `bench` for all of those; configure and build always run, "
+        "cutlass before bench linear",
     )
     parser.add_argument(
-        "--budget", type=float, default=570, help="seconds for everything (default: %(default)s)"
+        "--budget", type=float, default=550, help="seconds for everything (default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="fewer rounds in the benches")
     parser.add_argument("--arch", help="instead of the card's own: 90a, 80, 86, 89, 120")
@@ -198,8 +224,9 @@ def main(argv: list[str] | None = None) -> int:
     out = (options.out or Path(os.environ.get("OUT") or ROOT / "build/gpu/results")).resolve()
     name, arch = ("(dry run)", options.arch or "90a") if options.dry_run else find_gpu()
     chosen = steps(out, options.arch or arch, options)
-    wanted = options.only.split(",") if options.only else [s.name for s in chosen]
-    if unknown := set(wanted) - {s.name for s in chosen}:
+    words = options.only.split(",") if options.only else [s.name for s in chosen]
+    wanted = [s.name for s in chosen if s.name in words or s.name.split()[0] in words]
+    if unknown := set(words) - {s.name for s in chosen} - {"bench"}:
         parser.error(
             f"--only: expected some of {', '.join(s.name for s in chosen)}; got {', '.join(sorted(unknown))}"
         )
@@ -211,7 +238,14 @@ def main(argv: list[str] | None = None) -> int:
             print(*(f"{k}={v}" for k, v in step.env.items()), *step.command)
         return 0
     out.mkdir(parents=True, exist_ok=True)
-    return run_all(chosen, out, options.budget, name)
+    return run_all(chosen, out, options.budget - (time.monotonic() - BEGIN), name)
+
+
+def write(path: Path, content: dict) -> None:
+    """The whole file or none: whoever ends this may do it at any time."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
 
 
 def run_all(chosen: list[Step], out: Path, budget: float, gpu: str) -> int:
@@ -231,12 +265,13 @@ def run_all(chosen: list[Step], out: Path, budget: float, gpu: str) -> int:
         else:
             result = execute(step, log, min(step.limit, left))
         results.append(result)
+        for part in out.glob("*.part"):  # of a bench that was ended while it wrote
+            part.unlink()
+        write(out / "summary.json", {"gpu": gpu, "steps": [vars(r) for r in results]})
         print(f"{result.name:<15} {result.state:<10} {result.seconds:6.1f} s  {result.last}", flush=True)
         if result.state in ("failed", "timed out"):
             text = log.read_text(errors="replace").splitlines()
             print("\n".join(f"    {line[:160]}" for line in text[-25:]), flush=True)
-    summary = {"gpu": gpu, "steps": [vars(r) for r in results]}
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     failed = [r.name for r in results if r.state not in ("passed", "skipped")]
     skipped = [r.name for r in results if r.state == "skipped"]
     passed = sum(r.state == "passed" for r in results)

@@ -1,5 +1,7 @@
 """Every op that has a CUDA kernel, with the samples of tests/ops on the GPU (LOWBIT_TEST_DEVICE=cuda)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -8,16 +10,21 @@ from tests.ops.samples import SAMPLES, call
 
 NOT_IN_A_MODEL = ("prepack", "pack_int4", "unpack_int4")  # run when a weight is loaded; may look at values
 
-Call = tuple[str, tuple, object]  # op, arguments on the GPU, expected
+Call = tuple[str, tuple, object]  # op, arguments, expected
+
+
+def samples() -> Iterator[Call]:
+    """(op, arguments on the CPU, what the oracle expects); empty without a GPU."""
+    if not DEVICE.startswith("cuda") or not torch.cuda.is_available():
+        return
+    for n in SAMPLES:
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"lowbit::{n}", "CUDA"):
+            yield from ((n, args, want) for args, want in SAMPLES[n]())
 
 
 def calls() -> list[Call]:
-    """(op, arguments, what the oracle expects); empty without a GPU."""
-    if not DEVICE.startswith("cuda") or not torch.cuda.is_available():
-        return []
-    names = [n for n in SAMPLES if torch._C._dispatch_has_kernel_for_dispatch_key(f"lowbit::{n}", "CUDA")]
-    found = [(n, args, want) for n in names for args, want in SAMPLES[n]()]
-    return [(n, place(n, args), want) for n, args, want in found]
+    """The same with the arguments on the GPU."""
+    return [(n, place(n, args), want) for n, args, want in samples()]
 
 
 def run(name: str, args: tuple) -> tuple[Tensor, ...]:

@@ -4,20 +4,27 @@ import sys
 
 import torch
 
+from tests.ops.device import place
 from tests.oracle import compare
 
-from .calls import calls, run
+from .calls import run, samples
 
 
 def main() -> int:
-    done = 0
-    for name, args, want in calls():
-        for got, expected in zip(run(name, args), want if isinstance(want, tuple) else (want,), strict=True):
-            compare.exact(got, expected, allow_empty=True)
-        done += 1
-    torch.cuda.synchronize()
-    print(f"{done} calls checked")
-    return 0 if done else 1
+    done, failed = 0, []
+    for i, (name, args, want) in enumerate(samples()):
+        print(f"{i} {name}", flush=True)  # before the call: a hang is the last one named
+        try:
+            expected = want if isinstance(want, tuple) else (want,)
+            for got, e in zip(run(name, place(name, args)), expected, strict=True):
+                compare.exact(got, e, allow_empty=True)
+            torch.cuda.synchronize()
+            done += 1
+        except Exception as error:
+            failed.append(f"{i} {name}")
+            print(f"  {type(error).__name__}: {error}", flush=True)
+    print(f"{done} calls checked; failed: {', '.join(failed) or 'none'}")
+    return 0 if done and not failed else 1
 
 
 if __name__ == "__main__":
