@@ -56,6 +56,11 @@ static inline void tile_load(const void* from, int64_t stride) {
   for (int r = 0; r < tile_at(kTile).rows; ++r)
     std::memcpy(tile_at(kTile).row[r], static_cast<const char*>(from) + r * stride, kTileBytes);
 }
+// Of what is not soon wanted again.
+template <int kTile>
+static inline void tile_stream(const void* from, int64_t stride) {
+  tile_load<kTile>(from, stride);
+}
 template <int kTile>
 static inline void tile_store(void* to, int64_t stride) {
   for (int r = 0; r < tile_at(kTile).rows; ++r)
@@ -150,6 +155,13 @@ static inline void tile_load(const void* from, int64_t stride) {
 #define LOWBIT_LOAD(i) _tile_loadd(i, from, stride)
   LOWBIT_EACH_TILE(LOWBIT_LOAD);
 #undef LOWBIT_LOAD
+}
+template <int kTile>
+static inline void tile_stream(const void* from, int64_t stride) {
+  memory_is_read();
+#define LOWBIT_STREAM(i) _tile_stream_loadd(i, from, stride)
+  LOWBIT_EACH_TILE(LOWBIT_STREAM);
+#undef LOWBIT_STREAM
 }
 template <int kTile>
 static inline void tile_store(void* to, int64_t stride) {

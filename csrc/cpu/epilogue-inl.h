@@ -49,10 +49,11 @@ static void add_more(const Epilogue& e, V (&v)[kVectors], Out (&tail)[16], int64
 static inline V to_floats(const int32_t* sum) { return from_i32(sum); }
 static inline V to_floats(const float* sum) { return load(sum); }
 
-template <class Out, class Sum>
-static inline void finish_tile(const Epilogue& e, float sum_scale, const Sum* sum, int64_t stride,
+// kPlain: 16 channels, without the addends that few layers have, so that nothing leaves registers on its way.
+template <class Out, bool kPlain, class Sum>
+static inline void finish_rows(const Epilogue& e, float sum_scale, const Sum* sum, int64_t stride,
                                int64_t row, int64_t rows, int64_t n) {
-  const int64_t valid = e.n - n < 16 ? e.n - n : 16;
+  const int64_t valid = kPlain || e.n - n > 16 ? 16 : e.n - n;
   float copy[16];
   const float* from = channels(e.w_scale + n, valid, copy);
   V w_scale[kVectors], bias[kVectors] = {};
@@ -60,8 +61,9 @@ static inline void finish_tile(const Epilogue& e, float sum_scale, const Sum* su
   from = e.bias ? channels(e.bias + n, valid, copy) : copy;
   for (int i = 0; e.bias && i < kVectors; ++i) bias[i] = load(from + i * kLanes);
   const float* x_scale = e.x_scale;
-  const bool has_bias = e.bias, more = e.rank || e.residual;
-  for (int64_t m = row; m < row + rows; ++m, sum += stride) {
+  const bool has_bias = e.bias;
+  Out* y = static_cast<Out*>(e.y) + row * e.n + n;
+  for (int64_t m = row; m < row + rows; ++m, sum += stride, y += e.n) {
     V v[kVectors];
     for (int i = 0; i < kVectors; ++i)
       v[i] = mul(mul(to_floats(sum + i * kLanes), set1(sum_scale)), w_scale[i]);
@@ -69,14 +71,24 @@ static inline void finish_tile(const Epilogue& e, float sum_scale, const Sum* su
       for (int i = 0; i < kVectors; ++i) v[i] = mul(v[i], set1(x_scale[m]));
     if (has_bias)
       for (int i = 0; i < kVectors; ++i) v[i] = add(v[i], bias[i]);
-    Out tail[16];
-    if (more) add_more(e, v, tail, valid, m, n);
-    Out* y = static_cast<Out*>(e.y) + m * e.n + n;
-    Out* to = valid == 16 ? y : tail;
-    for (int i = 0; i < kVectors; ++i) store(to + i * kLanes, v[i]);
-    if (valid < 16)
-      for (int64_t i = 0; i < valid; ++i) y[i] = tail[i];
+    if constexpr (kPlain) {
+      for (int i = 0; i < kVectors; ++i) store(y + i * kLanes, v[i]);
+    } else {
+      Out tail[16];
+      add_more(e, v, tail, valid, m, n);
+      Out* to = valid == 16 ? y : tail;
+      for (int i = 0; i < kVectors; ++i) store(to + i * kLanes, v[i]);
+      for (int64_t i = 0; valid < 16 && i < valid; ++i) y[i] = tail[i];
+    }
   }
+}
+
+template <class Out, class Sum>
+static inline void finish_tile(const Epilogue& e, float sum_scale, const Sum* sum, int64_t stride,
+                               int64_t row, int64_t rows, int64_t n) {
+  const bool plain = e.n - n >= 16 && !e.rank && !e.residual;
+  if (plain) finish_rows<Out, true>(e, sum_scale, sum, stride, row, rows, n);
+  else finish_rows<Out, false>(e, sum_scale, sum, stride, row, rows, n);
 }
 
 // y[row .. row + rows] of `tiles` channel tiles from their sums, `stride` from row to row, times sum_scale, a

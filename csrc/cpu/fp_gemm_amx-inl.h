@@ -4,6 +4,8 @@
 // order.
 #pragma once
 
+#include <algorithm>
+
 #include "bf16_terms-inl.h"
 #include "fp_gemm-inl.h"
 #include "tile_gemm-inl.h"
@@ -34,6 +36,7 @@ struct CodeTable {
 template <int kTerms_>
 struct FpTiles {
   static constexpr int kTerms = kTerms_;
+  static constexpr int64_t kPieceSteps = 16;
   const FpGemmParams& p;
   Panels panels;
   Blocks blocks;
@@ -46,7 +49,7 @@ struct FpTiles {
   explicit FpTiles(const FpGemmParams& p)
       : p(p),
         panels(p.m, (p.k + kFpStepK - 1) / kFpStepK, kTerms),
-        blocks(panels, 4),  // the longest group
+        blocks(panels, kPieceSteps, 4),  // the longest group
         row_scale(p.panels),
         x(reinterpret_cast<uint8_t*>(p.panels + (p.m + 15) / 16 * 16)),
         kept(reinterpret_cast<int32_t*>(x + panels.count * panels.bytes())),
@@ -80,7 +83,7 @@ struct FpTiles {
         continue;
       }
       if (p.dtype == DType::f32) pack_row<float>(row, to);
-      if (p.dtype == DType::bf16) pack_row<bf16>(row, to);
+      if (p.dtype == DType::bf16 && !pack_bf16_row(row, to)) pack_row<bf16>(row, to);
       if (p.dtype == DType::f16) pack_row<f16>(row, to);
     }
   }
@@ -153,6 +156,42 @@ struct FpTiles {
         for (int term = 0; term < kTerms; ++term)
           store_half(to + term * panels.rows * kTileBytes + half * 32, next_term<kFinite>(left));
       }
+  }
+
+  // The same by integers, 32 elements at a time: the row's power of two is added to their exponents, and what
+  // falls below the normal numbers is zero, as it is to a tile. False, and nothing done, for a row that has
+  // subnormal, infinite or NaN elements.
+  bool pack_bf16_row(int64_t row, uint8_t* to) const {
+    const uint16_t* from = static_cast<const uint16_t*>(p.x) + row * p.k;
+    const __m512i sign = _mm512_set1_epi16(int16_t(0x8000));
+    const auto lanes = [&](int64_t k) {
+      if (k + kFpStepK <= p.k) return load512(from + k);
+      uint16_t tail[kFpStepK] = {};
+      std::memcpy(tail, from + k, (p.k - k) * sizeof(*tail));
+      return load512(tail);
+    };
+    __m512i largest = _mm512_setzero_si512(), smallest = _mm512_set1_epi16(-1);  // less one, but for zeros
+    for (int64_t k = 0; k < p.k; k += kFpStepK) {
+      const __m512i v = _mm512_andnot_si512(sign, lanes(k));
+      largest = _mm512_max_epu16(largest, v);
+      smallest = _mm512_min_epu16(smallest, _mm512_sub_epi16(v, _mm512_set1_epi16(1)));
+    }
+    alignas(64) uint16_t most[32], least[32];
+    _mm512_storeu_si512(most, largest), _mm512_storeu_si512(least, smallest);
+    for (int i = 1; i < 32; ++i)
+      most[0] = std::max(most[0], most[i]), least[0] = std::min(least[0], least[i]);
+    const int field = most[0] >> 7;
+    if (least[0] < 0x7f || field == 255) return false;
+    const int e = field < 1 ? 1 : field > 253 ? 253 : field;
+    row_scale[row] = bits_float(uint32_t(e) << 23);
+    const __m512i power = _mm512_set1_epi16(int16_t((127 - e) * 128));
+    const __m512i normal = _mm512_set1_epi16(int16_t((e > 127 ? e - 126 : 1) * 128));
+    for (int64_t k = 0; k < p.k; k += kFpStepK, to += panels.step_bytes()) {
+      const __m512i v = lanes(k);
+      const __mmask32 stays = _mm512_cmpge_epu16_mask(_mm512_andnot_si512(sign, v), normal);
+      _mm512_storeu_si512(to, _mm512_maskz_add_epi16(stays, v, power));
+    }
+    return true;
   }
 
   // A step's weights, two of each channel in a row, times 2^(code - 127) of the channel; zeros stay.

@@ -14,6 +14,7 @@ constexpr int64_t kDeepestTiles = 131071;             // 16 times the sum of mor
 
 struct IntTiles {
   static constexpr int kTerms = 1;
+  static constexpr int64_t kPieceSteps = 8;
   const GemmParams& p;
   Panels panels;
   Blocks blocks;
@@ -24,7 +25,7 @@ struct IntTiles {
   explicit IntTiles(const GemmParams& p)
       : p(p),
         panels(p.m, (p.k + kStepK - 1) / kStepK, kTerms),
-        blocks(panels, 2),  // pieces begin with a group
+        blocks(panels, kPieceSteps, 2),  // pieces begin with a group
         x(reinterpret_cast<uint8_t*>(p.panels)),
         kept(p.panels + panels.count * panels.bytes() / 4),
         k8((p.k + 7) / 8),

@@ -12,7 +12,7 @@
 namespace lowbit::cpu::LOWBIT_ISA {
 
 constexpr int64_t kStepBytes = kTileRows * kTileBytes;  // of the weights of a channel tile
-constexpr int64_t kMostSteps = 16;                      // that lie there: a power of two
+constexpr int64_t kMostSteps = 32;                      // that lie there: a power of two
 constexpr int64_t kRing = 4;                            // where the panels pass but once
 constexpr int64_t kPanelBytesInCache = 1024 * 1024;     // of the activations, while the weights pass
 constexpr int64_t kMostPanels = 32;                     // at a time: 64 KiB of sums
@@ -28,7 +28,7 @@ struct Panels {
   int64_t bytes() const { return steps * step_bytes(); }
 };
 
-// About 8 steps of k for two channel tiles.
+// Some steps of k for two channel tiles.
 struct Piece {
   int64_t tile, tiles, first, last;
   int64_t group_steps;  // of the groups whose sums get a scale; 0: there are none, or the weights have it
@@ -36,9 +36,9 @@ struct Piece {
   uint8_t* weights;     // [2][kMostSteps][kStepBytes]
   int64_t cut_first, cut_last;  // of k: after its last step comes the first of the next tiles
 
-  // Of all, in multiples of `unit`.
-  static int64_t steps_of(int64_t steps, int64_t unit) {
-    const int64_t pieces = steps < 12 ? 1 : (steps + 4) / 8;
+  // Of all, about `wanted`, in multiples of `unit`.
+  static int64_t steps_of(int64_t steps, int64_t wanted, int64_t unit) {
+    const int64_t pieces = 2 * steps < 3 * wanted ? 1 : (steps + wanted / 2) / wanted;
     return (steps + unit * pieces - 1) / (unit * pieces) * unit;
   }
   int64_t sum_stride() const { return tiles * 16; }  // from row to row of sums
@@ -54,11 +54,11 @@ struct Blocks {
   int64_t steps;   // of k while the weights pass, a multiple of `piece`, or all
   int64_t mask;    // as in Piece
 
-  Blocks(const Panels& p, int64_t piece_unit) {
+  Blocks(const Panels& p, int64_t piece_steps, int64_t piece_unit) {
     const int64_t blocks = (p.count + kMostPanels - 1) / kMostPanels;
     panels = (p.count + 2 * blocks - 1) / (2 * blocks) * 2;
     const bool once = p.count <= 2;
-    piece = once ? p.steps : Piece::steps_of(p.steps, piece_unit);
+    piece = once ? p.steps : Piece::steps_of(p.steps, piece_steps, piece_unit);
     mask = once ? kRing - 1 : kMostSteps - 1;
     const int64_t cuts = once ? 1 : (panels * p.bytes() + kPanelBytesInCache - 1) / kPanelBytesInCache;
     steps = (p.steps + piece * cuts - 1) / (piece * cuts) * piece;
@@ -92,6 +92,13 @@ static inline void make_step(const Product& p, const Piece& piece, int64_t step)
   for (int t = 0; t < T; ++t) p.weights(piece.tile + t, step, !piece.group_steps, piece.at(step, t));
 }
 
+// Weights of long pieces take most of L1: activations pass it by.
+template <class Product, bool kMake, int kTile>
+static inline void load_activations(const uint8_t* from) {
+  if constexpr (Product::kPieceSteps > 8 && !kMake) tile_stream<kTile>(from, kTileBytes);
+  else tile_load<kTile>(from, kTileBytes);
+}
+
 // Steps [first, last) of a piece: the sums of R panels x T channel tiles go to `to`, those of the second
 // panel `second` further; they begin with zero or with what is there.
 template <class Product, int R, int T, bool kMake>
@@ -110,11 +117,11 @@ static inline void multiply_steps(const Product& p, const Piece& piece, int64_t 
     const uint8_t* at = x + step * p.panels.step_bytes();
 #pragma GCC unroll 3
     for (int term = 0; term < Product::kTerms; ++term, at += p.panels.rows * kTileBytes) {
-      tile_load<kActivations>(at, kTileBytes);
+      load_activations<Product, kMake, kActivations>(at);
       Product::template dot<0, 0>();
       if constexpr (T > 1) Product::template dot<0, 1>();
       if constexpr (R > 1) {
-        tile_load<kActivations + 1>(at + p.panels.bytes(), kTileBytes);
+        load_activations<Product, kMake, kActivations + 1>(at + p.panels.bytes());
         Product::template dot<1, 0>();
         if constexpr (T > 1) Product::template dot<1, 1>();
       }
@@ -153,6 +160,7 @@ static inline void multiply(const Product& p, const Piece& piece, int64_t panels
 
 // A Product says where the operands come from and where the sums go:
 //   panels, blocks, x, kTerms  the packed activations
+//   kPieceSteps                about as many lie in L1
 //   kept                       where the sums of a block wait between cuts of k
 //   codes(tile, step)          step_codes() bytes of a channel tile, tile_codes() from the next tile's
 //   weights(tile, step, scaled, to)  makes a step of a channel tile, with the scale of its group or without

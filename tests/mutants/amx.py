@@ -12,11 +12,11 @@ EDITS = [
     ("ops/fp_gemm.cpp", "q.panels = panels.as<float>() + thread * words;", "q.panels = panels.as<float>();"),
     # the loops: sums of the piece before, the other panel's activations, where panels and pieces end
     (_LOOPS, "piece.last, x, share, piece.first == 0, sums,", "piece.last, x, share, true, sums,"),
-    (_LOOPS, "at + p.panels.bytes(), kTileBytes", "at, kTileBytes"),
+    (_LOOPS, "+ 1>(at + p.panels.bytes());", "+ 1>(at);"),
     (_LOOPS, "rows((m + count - 1) / count)", "rows(m / count)"),
     (_LOOPS, "tiles = tile_end - tile < 2 ? 1 : 2, group", "tiles = 1, group"),
     (_LOOPS, "make_step<Product, T>(p, piece, step + 1);", "make_step<Product, T>(p, piece, step);"),
-    (_LOOPS, "steps < 12 ? 1 : (steps + 4) / 8;", "1;"),
+    (_LOOPS, "2 * steps < 3 * wanted ? 1 : (steps + wanted / 2) / wanted;", "1;"),
     # cuts of k: sums that wait, in a place of their own, until the last
     (_LOOPS, "kept_stride ? p.kept + tile * kept_stride : total", "total"),
     (_LOOPS, "p.kept + tile * kept_stride", "p.kept + tile / 4 * kept_stride"),
@@ -38,6 +38,11 @@ EDITS = [
     (_FLOAT, "(t * groups + step / steps_per_group) * fp_tile::kN, to);", "t * groups * fp_tile::kN, to);"),
     (_FLOAT, "_mm512_mask_add_epi16(w, there, w, exponents)", "_mm512_add_epi16(w, exponents)"),
     (_TERMS, "rest, set1(0.f));", "rest, rest);"),
+    # a row of bf16 by integers: whom it leaves to floats, what vanishes, the end of the range and of the row
+    (_FLOAT, "if (least[0] < 0x7f || field == 255)", "if (field == 255)"),
+    (_FLOAT, "if (least[0] < 0x7f || field == 255)", "if (least[0] < 0x7f)"),
+    (_FLOAT, "e > 127 ? e - 126 : 1", "1"),
+    (_FLOAT, "(p.k - k) * sizeof(*tail));", "p.k - k);"),
 ]
 
 # Attention of a prompt: which keys a query sees, whose they are, what was summed under another maximum, the

@@ -61,8 +61,8 @@ MUTANTS = [
     Mutant(
         "int_gemm",
         _FINISHED,
-        "const int64_t valid = e.n - n < 16 ?",
-        "const int64_t valid = e.n - n <= 16 ? 15 : e.n - n < 16 ?",
+        "const bool plain = e.n - n >= 16 &&",
+        "const bool plain = e.n - n >= 15 &&",
     ),
     # the order of the roundings
     Mutant(

@@ -241,6 +241,28 @@ def test_activations_of_any_size(power, rows, isa):
         compare.exact(OPS.fp_linear(*arguments(case, d)), want)
 
 
+@CPU_ONLY
+def test_bf16_rows_of_any_size(isa):
+    """Rows of normal numbers, of subnormals, of both, of both ends of the range, of zeros: sums are exact."""
+    case = minifloat.Case(9, 40, 69, "e2m3", None, "bfloat16", values="integers")
+    d = minifloat.data(case)
+    d.w_scale[:] = 1
+    d.codes[:, 0] = 8  # 1.0: the large element of a row is not lost
+    whole, low = d.x.copy(), -100 if isa in ISAS else -133  # sums without tiles end at 2^-149
+    for power in (low, -90, 0, 110):
+        d.x = (whole * 2.0**power).astype(np.float32)
+        d.x[1, ::2] = whole[1, ::2] * 2.0**low
+        d.x[1, 1::2] = whole[1, 1::2] * 2.0 ** (low + 7)
+        d.x[2] = 0
+        d.x[3] = np.where(np.arange(69) == 1, 2.0 ** (low + 3), 0)
+        d.x[4] = np.where(np.arange(69) == 0, 2.0**127 if isa not in ISAS else 2.0**100, 0)
+        d.x[5] = np.where(np.arange(69) == 0, 2.0**100, 2.0**-100)
+        want, _ = minifloat.expected(case, d)
+        with np.errstate(over="ignore"):
+            want = torch.from_numpy(want.astype(np.float32)).bfloat16()
+        compare.exact(OPS.fp_linear(*arguments(case, d)), want)
+
+
 def good(**changes) -> dict:
     args = {
         "x": torch.zeros(2, 40), "weight": torch.zeros(2, 5, 96, dtype=torch.uint8), "format": "e2m3",
