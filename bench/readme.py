@@ -1,9 +1,9 @@
 """`python -m bench.readme`: rewrites the tables of README.md and docs/ from the committed results.
 
 Between `<!-- table:NAME -->` and `<!-- /table:NAME -->`, from files in bench/results: `demo` from
-demo-amx.json, `options`, `float` and `static` from quality-smollm2.json (see bench/quality.py), `linear`
-from linear-cpu.json, `fp_gemm` from fp-gemm-cpu.json, `model` and `model_amx` from model-cpu.json and
-model-cpu-amx.json.
+demo-amx.json, `options`, `float` and `static` from quality-smollm2.json (see bench/quality.py); `linear`,
+`fp_gemm` and `model` from linear-cpu.json, fp-gemm-cpu.json and model-cpu.json, with `_amx` from
+linear-cpu-amx.json and so on; `layers` and `weight_only` from both machines' files.
 """
 
 import json
@@ -14,9 +14,11 @@ from pathlib import Path
 
 from lowbit.cli.compare import DEFAULT_METHODS
 
+from .timing import geometric_mean
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
-DOCUMENTS = ("README.md", "docs/formats.md", "docs/mergequant.md")
+DOCUMENTS = ("README.md", "docs/formats.md", "docs/mergequant.md", "docs/speed.md")
 BATCHES = (1, 8, 32, 128, 512)
 OUT_OF_CACHE = 1 << 24  # weights
 OPTIONS = (
@@ -105,7 +107,28 @@ def _model(run: dict, file: str) -> str:
     )
 
 
-def _linear(run: dict) -> str:
+def _machine(run: dict) -> str:
+    env = run["environment"]
+    return f"{env['device']}, {env['threads']} threads, {env['isa']}; commit {(env['commit'] or '')[:10]}"
+
+
+def _means(*runs: dict, files: tuple[str, ...], peer: str | None) -> str:
+    """Of all shapes, a row per machine and layer. peer: None for the fastest at each point."""
+    rows, notes = [["", "layer", *(f"M = {m}" for m in BATCHES)]], []
+    for run, file in zip(runs, files, strict=True):
+        shapes = len({(p["n"], p["k"]) for p in run["points"]})
+        notes.append(f"{_machine(run)}; {shapes} shapes; from `bench/results/{file}`")
+        for name in run["summary"]:
+            cells = []
+            for m in BATCHES:
+                times = [p for p in run["points"] if p["m"] == m]
+                ratios = [p["ours"][name]["ratio"][peer or p["best_peer"]] for p in times]
+                cells.append(f"{geometric_mean(ratios):.2f}x ({min(ratios):.2f})")
+            rows.append([run["environment"]["isa"], name.removeprefix("lowbit "), *cells])
+    return _markdown(rows) + f"\n\nGeometric mean over the shapes (worst shape). {'. '.join(notes)}."
+
+
+def _linear(run: dict, file: str) -> str:
     variants = list(run["summary"])
     shapes = sorted({(p["n"], p["k"]) for p in run["points"]})
     rows = [["N x K", "layer", *(f"M = {m}" for m in BATCHES)]]
@@ -126,18 +149,14 @@ def _linear(run: dict) -> str:
         f"{name.removeprefix('lowbit ')} {s['geometric_mean']:.2f} (worst point {s['worst']:.2f})"
         for name, s in run["summary"].items()
     )
-    env = run["environment"]
     return (
         _markdown(rows)
         + "\n\nMedian time, activations' quantisation included, and the fastest peer's time over ours (above "
-        "1: lowbit is faster). Peers, interleaved in one process: torch fp32, bf16, dynamic int8 (onednn, "
-        "fbgemm), `_weight_int4pack_mm_for_cpu`, onnxruntime MatMulNBits (accuracy_level 4), OpenVINO u4. "
-        f"Geometric means: {means}. {env['device']}, {env['threads']} threads, {env['isa']}; commit "
-        f"{(env['commit'] or '')[:10]}; from `bench/results/linear-cpu.json`."
+        f"1: lowbit is faster). Geometric means: {means}. {_machine(run)}; from `bench/results/{file}`."
     )
 
 
-def _fp_gemm(run: dict) -> str:
+def _fp_gemm(run: dict, file: str) -> str:
     """The layers whose weights no cache holds; of the others only the slowest point."""
     large = [p for p in run["points"] if p["n"] * p["k"] >= OUT_OF_CACHE]
     points = {(p["n"], p["k"], p["m"]): p for p in large}
@@ -150,7 +169,6 @@ def _fp_gemm(run: dict) -> str:
                 t = points[n, k, m]["ours"][name] if (n, k, m) in points else None
                 cells.append(f"{t['median'] * 1e3:.3g} ms, {t['ratio']['torch bf16']:.2f}x" if t else "")
             rows.append([f"{n} x {k}", name.removeprefix("lowbit "), *cells])
-    env = run["environment"]
     worst = {
         name.removeprefix("lowbit "): min(batch["worst"] for batch in summary.values())
         for name, summary in run["summary"].items()
@@ -159,32 +177,38 @@ def _fp_gemm(run: dict) -> str:
     return (
         _markdown(rows)
         + "\n\nMedian time, and torch bf16's time over ours, interleaved; activations in bf16. Slowest of "
-        f"all shapes and rows measured, down to 192 x 576 at one row: {slowest}. "
-        f"{env['device']}, {env['threads']} threads, {env['isa']}; commit {(env['commit'] or '')[:10]}; from "
-        "`bench/results/fp-gemm-cpu.json`."
+        f"all shapes and rows measured, down to 192 x 576: {slowest}. {_machine(run)}; from "
+        f"`bench/results/{file}`."
     )
 
 
-def _tables() -> dict[str, tuple[str, Callable[[dict], str]]]:
-    quality, models = "quality-smollm2.json", ("model-cpu.json", "model-cpu-amx.json")
-    return {
-        "demo": ("demo-amx.json", _demo),
+def _tables() -> dict[str, tuple[tuple[str, ...], Callable[..., str]]]:
+    """By name: the files in bench/results, and what makes the table of their contents."""
+    quality = ("quality-smollm2.json",)
+    linear, weights, models = (
+        (f"{bench}-cpu-amx.json", f"{bench}-cpu.json") for bench in ("linear", "fp-gemm", "model")
+    )
+    found: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
+        "demo": (("demo-amx.json",), _demo),
         "options": (quality, partial(_methods, methods=OPTIONS)),
         "float": (quality, partial(_methods, methods=FLOATS)),
         "static": (quality, partial(_methods, methods=STATIC)),
-        "model": (models[0], partial(_model, file=models[0])),
-        "model_amx": (models[1], partial(_model, file=models[1])),
-        "linear": ("linear-cpu.json", _linear),
-        "fp_gemm": ("fp-gemm-cpu.json", _fp_gemm),
+        "layers": (linear, partial(_means, files=linear, peer=None)),
+        "weight_only": (weights, partial(_means, files=weights, peer="torch bf16")),
     }
+    of_a_machine = {"linear": (_linear, linear), "fp_gemm": (_fp_gemm, weights), "model": (_model, models)}
+    for name, (render, files) in of_a_machine.items():
+        for file, machine in zip(files, ("_amx", ""), strict=True):
+            found[name + machine] = ((file,), partial(render, file=file))
+    return found
 
 
 def main() -> None:
-    for name, (file, render) in _tables().items():
-        if not (RESULTS / file).exists():
-            print(f"{name}: no bench/results/{file}, left as it is")
+    for name, (files, render) in _tables().items():
+        if missing := [f for f in files if not (RESULTS / f).exists()]:
+            print(f"{name}: no bench/results/{missing[0]}, left as it is")
             continue
-        table = render(json.loads((RESULTS / file).read_text()))
+        table = render(*(json.loads((RESULTS / f).read_text()) for f in files))
         pattern = re.compile(f"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)", re.DOTALL)
         places = 0
         for document in (ROOT / path for path in DOCUMENTS):
