@@ -182,7 +182,9 @@ static void hadamard(const In* x, Out* y, float* work, int64_t n, int64_t order,
     else
       for (int64_t r = 0; r < blocks * order; ++r)
         fwht(x + i + r * two, work + r * shape.stride, static_cast<float*>(nullptr), two, two, 1.f);
-    mix(work, y + i, *h, shape, blocks, work + most * order * shape.stride, scale);
+    const char* next = reinterpret_cast<const char*>(x + i + blocks * block);
+    mix(work, y + i, *h, shape, blocks, work + most * order * shape.stride, scale,
+        {next, reinterpret_cast<const char*>(x + n), sizeof(In)});
   }
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "../numeric/williamson.h"
 #include "dispatch.h"
 
 namespace lowbit::cpu {
@@ -111,24 +112,16 @@ Matrix paley2(
 }
 
 Matrix williamson(int64_t k) {
-  // symmetric +-1 sequences x_j = x_{n-j}, x_0 = +1; bit j <= n/2 set means x_j = -1; found by search
-  static const std::map<int64_t, std::vector<uint32_t>> kSeeds = {
-      {23, {0xe88, 0x538, 0x5dc, 0x192}},
-      {29, {0x7614, 0x3794, 0x305a, 0xe24}},
-      {39, {0x4d6fc, 0xc62fa, 0x2bcdc, 0x5f724}},
-      {43, {0x1bde14, 0xba530, 0x354c6, 0x2cd01c}}};
-  const int64_t n = k / 4;
-  const auto seed = kSeeds.find(n);
-  if (k % 4 || seed == kSeeds.end()) return {};
-  constexpr int which[4][4] = {{0, 1, 2, 3}, {1, 0, 3, 2}, {2, 3, 0, 1}, {3, 2, 1, 0}};
-  constexpr int sign[4][4] = {{1, 1, 1, 1}, {-1, 1, -1, 1}, {-1, 1, 1, -1}, {-1, -1, 1, 1}};
+  const int n = int(k / 4);
+  const WilliamsonSeed* seed = k % 4 ? nullptr : williamson_seed(n);
+  if (!seed) return {};
   Matrix h(k * k);
-  for (int64_t i = 0; i < k; ++i)
-    for (int64_t j = 0; j < k; ++j) {
-      const int64_t d = ((j % n) - (i % n) + n) % n, bit = d < n - d ? d : n - d;
-      const int v = seed->second[which[i / n][j / n]] >> bit & 1 ? -1 : 1;
-      h[i * k + j] = int8_t(sign[i / n][j / n] * v);
-    }
+  for (int d = 0; d < n; ++d) {
+    const WilliamsonArray w = williamson_array(*seed, d);
+    for (int i = 0; i < n; ++i)
+      for (int r = 0; r < 4; ++r)
+        for (int c = 0; c < 4; ++c) h[(r * n + i) * k + c * n + (i + d) % n] = int8_t(w.sign[r][c]);
+  }
   return h;
 }
 

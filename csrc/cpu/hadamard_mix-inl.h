@@ -3,14 +3,14 @@
 //
 // Four inputs have only eight signed sums up to a sign. An output adds one of them per four inputs, in order,
 // from zero: K / 4 additions instead of K. For the K of numeric/hadamard_signs.h that is straight-line code;
-// for others a table says which sum and which sign.
+// for others a table says which sum and which sign; Williamson's matrices have an order of their own.
 #pragma once
 
 #include <algorithm>
 #include <utility>
 
 #include "../numeric/hadamard_signs.h"
-#include "dispatch.h"
+#include "hadamard_williamson-inl.h"
 
 namespace lowbit::cpu::LOWBIT_ISA {
 
@@ -18,11 +18,7 @@ constexpr int kMixCols = 8;  // column registers that share an index and a sign 
 constexpr int64_t kMixWidth = kMixCols * kLanes;
 constexpr int64_t kMixFloats = 6144;  // what sums may take of the L1 cache
 constexpr int64_t kMixQuads = kMixFloats / (8 * kMixWidth);
-
-// order rows of `two` columns, and the floats from one row of x to the next. Rows of y are `two` apart.
-struct MixShape {
-  int64_t order, two, stride;
-};
+static_assert(kMixFloats >= 2 * 4 * kWilliamsonN * kLanes, "the inputs of a column register, twice");
 
 // A power of two would put the inputs of an output into the same few sets of the L1 cache.
 static inline MixShape mix_shape(int64_t order, int64_t two) {
@@ -65,7 +61,7 @@ static inline void combine(const float* x, int64_t stride, int64_t quads, const 
 // the outputs have added up waits in work.
 template <int kCols, class Out>
 static void mix_columns(const float* x, Out* y, const MixTable& h, const MixShape& shape, int64_t q,
-                        float* work, float scale) {
+                        float* work, float scale, Ahead& ahead) {
   constexpr int64_t kWidth = kCols * kLanes;
   const int64_t per_block = shape.two / kLanes, quads = shape.order / 4;
   int64_t from[kCols], to[kCols];
@@ -95,6 +91,7 @@ static void mix_columns(const float* x, Out* y, const MixTable& h, const MixShap
         if (first + count < quads) store(added + j * kWidth + c * kLanes, acc[c]);
         else store(y + j * shape.two + to[c], mul(acc[c], s));
       }
+      if (!first) ahead.ask(kWidth);
     }
   }
 }
@@ -167,7 +164,7 @@ template <int kOrder, int kFirst, class Out, int... kQuad>
 // Two column registers by turns: together they are whole cache lines of y.
 template <int kOrder, class Out, int... kTile>
 static inline void mix_pair(const float* x, Out* y, const MixShape& shape, int cols, float* sums, float scale,
-                            std::integer_sequence<int, kTile...>) {
+                            Ahead& ahead, std::integer_sequence<int, kTile...>) {
   constexpr auto quads = std::make_integer_sequence<int, kOrder / 4>();
   constexpr int kTileOutputs = mix_tile_of(kOrder);
   constexpr bool kKept = kOrder > kMixAgain;
@@ -179,43 +176,46 @@ static inline void mix_pair(const float* x, Out* y, const MixShape& shape, int c
     for (int c = 0; c < cols; ++c)
       mix_outputs<kOrder, decltype(first)::value>(kKept ? sums + c * kSums : x + c * kLanes, shape.stride,
                                                   y + c * kLanes, shape.two, scale, quads);
+    ahead.ask(cols * kTileOutputs * kLanes);
   };
   (tile(std::integral_constant<int, kTile * kTileOutputs>()), ...);
 }
 
 template <int kOrder, class Out>
 static void mix_unrolled(const float* x, Out* y, const MixShape& shape, int64_t blocks, float* sums,
-                         float scale) {
+                         float scale, Ahead& ahead) {
   constexpr auto tiles = std::make_integer_sequence<int, kOrder / mix_tile_of(kOrder)>();
   for (int64_t b = 0; b < blocks; ++b, x += kOrder * shape.stride, y += kOrder * shape.two)
     for (int64_t i = 0; i < shape.two; i += 2 * kLanes)
-      mix_pair<kOrder>(x + i, y + i, shape, i + kLanes < shape.two ? 2 : 1, sums, scale, tiles);
+      mix_pair<kOrder>(x + i, y + i, shape, i + kLanes < shape.two ? 2 : 1, sums, scale, ahead, tiles);
 }
 
 template <class Out>
 static void mix_wide(const float* x, Out* y, const MixTable& h, const MixShape& shape, int64_t blocks,
-                     float* work, float scale) {
+                     float* work, float scale, Ahead& ahead) {
   if (!h.transposed) switch (shape.order) {
       case 12:
-        return mix_unrolled<12>(x, y, shape, blocks, work, scale);
+        return mix_unrolled<12>(x, y, shape, blocks, work, scale, ahead);
       case 20:
-        return mix_unrolled<20>(x, y, shape, blocks, work, scale);
+        return mix_unrolled<20>(x, y, shape, blocks, work, scale, ahead);
       case 28:
-        return mix_unrolled<28>(x, y, shape, blocks, work, scale);
+        return mix_unrolled<28>(x, y, shape, blocks, work, scale, ahead);
       case 36:
-        return mix_unrolled<36>(x, y, shape, blocks, work, scale);
+        return mix_unrolled<36>(x, y, shape, blocks, work, scale, ahead);
+      case 4 * kWilliamsonN:
+        return mix_williamson<kWilliamsonN>(x, y, shape, blocks, work, scale, ahead);
     }
   const int64_t columns = blocks * (shape.two / kLanes);
   int64_t q = 0;
-  for (; q + 8 <= columns; q += 8) mix_columns<8>(x, y, h, shape, q, work, scale);
-  for (; q + 4 <= columns; q += 4) mix_columns<4>(x, y, h, shape, q, work, scale);
-  for (; q < columns; ++q) mix_columns<1>(x, y, h, shape, q, work, scale);
+  for (; q + 8 <= columns; q += 8) mix_columns<8>(x, y, h, shape, q, work, scale, ahead);
+  for (; q + 4 <= columns; q += 4) mix_columns<4>(x, y, h, shape, q, work, scale, ahead);
+  for (; q < columns; ++q) mix_columns<1>(x, y, h, shape, q, work, scale, ahead);
 }
 
 // Blocks of fewer columns than a register has lanes, laid side by side.
 template <class Out>
 static void mix_narrow(const float* x, Out* y, const MixTable& h, const MixShape& shape, int64_t blocks,
-                       float* work, float scale) {
+                       float* work, float scale, Ahead& ahead) {
   const int64_t order = shape.order, two = shape.two, columns = blocks * two;
   const MixShape beside = {order, (columns + kLanes - 1) / kLanes * kLanes, kMixWidth};
   float* row = work + kMixFloats + order * kMixWidth;
@@ -225,7 +225,7 @@ static void mix_narrow(const float* x, Out* y, const MixTable& h, const MixShape
       for (int64_t c = 0; c < two; ++c) row[i * kMixWidth + b * two + c] = x[(b * order + i) * two + c];
     for (int64_t c = columns; c < beside.two; ++c) row[i * kMixWidth + c] = 0.f;
   }
-  mix_wide(row, mixed, h, beside, 1, work, scale);
+  mix_wide(row, mixed, h, beside, 1, work, scale, ahead);
   for (int64_t i = 0; i < order; ++i)
     for (int64_t b = 0; b < blocks; ++b)
       for (int64_t c = 0; c < two; ++c) y[(b * order + i) * two + c] = mixed[i * beside.two + b * two + c];
@@ -235,9 +235,9 @@ static void mix_narrow(const float* x, Out* y, const MixTable& h, const MixShape
 // blocks.
 template <class Out>
 static void mix(const float* x, Out* y, const MixTable& h, const MixShape& shape, int64_t blocks, float* work,
-                float scale) {
-  if (shape.two < kLanes) mix_narrow(x, y, h, shape, blocks, work, scale);
-  else mix_wide(x, y, h, shape, blocks, work, scale);
+                float scale, Ahead ahead) {
+  if (shape.two < kLanes) mix_narrow(x, y, h, shape, blocks, work, scale, ahead);
+  else mix_wide(x, y, h, shape, blocks, work, scale, ahead);
 }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

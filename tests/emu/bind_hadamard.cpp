@@ -9,7 +9,7 @@ namespace py = pybind11;
 namespace {
 
 py::dict to_dict(const Config& c) {
-  const char* mix[] = {"none", "small", "large", "table"};
+  const char* mix[] = {"none", "small", "large", "table", "williamson"};
   py::dict d;
   d["tile"] = c.tile, d["tiles"] = c.tiles, d["words"] = c.words, d["threads"] = c.threads;
   d["mix"] = mix[int(c.mix)], d["shared"] = c.shared, d["wide"] = c.wide, d["long_row"] = c.long_row;

@@ -45,7 +45,8 @@ EMULATED = tuple(family for family in TESTS if family.endswith("_cuda"))
 _FINISHED = "cpu/epilogue-inl.h"
 _GEMM, _AVX2, _TILE = "cpu/int_gemm-inl.h", "cpu/vec_avx2.h", "layout/weight_tile.h"
 _HADAMARD, _MATRIX = "cpu/hadamard-inl.h", "cpu/hadamard_matrix.cpp"
-_MIX_CPU = "cpu/hadamard_mix-inl.h"
+_MIX_CPU, _WILLIAMSON = "cpu/hadamard_mix-inl.h", "numeric/williamson.h"
+_WILLIAMSON_CPU, _WILLIAMSON_CUDA = "cpu/hadamard_williamson-inl.h", "kernels/hadamard/williamson.cuh"
 _MMA, _WGMMA = "kernels/int_gemm/sm80.cuh", "kernels/int_gemm/sm90.cuh"
 _UNPACK, _EPILOGUE = "kernels/int_gemm/unpack.cuh", "kernels/int_gemm/epilogue.cuh"
 _CODES, _ROWS = "kernels/quantize/codes.cuh", "kernels/quantize/sm80.cuh"
@@ -141,7 +142,7 @@ MUTANTS = [
     ),
     Mutant(
         "hadamard",
-        _MATRIX,
+        _WILLIAMSON,
         "{29, {0x7614, 0x3794, 0x305a, 0xe24}},",
         "{29, {0x7614, 0x3794, 0x305a, 0xe25}},",
     ),
@@ -162,6 +163,11 @@ MUTANTS = [
     Mutant("hadamard", _MIX_CPU, "if (!h.transposed)", "if (true)"),
     # blocks side by side, one place on
     Mutant("hadamard", _MIX_CPU, "mixed[i * beside.two + b * two + c]", "mixed[i * beside.two + c]"),
+    # quaternions: units and rows of the other sign, places that do not go round, another place
+    Mutant("hadamard", _WILLIAMSON, "unit = {r, sum < 0};", "unit = {r, sum > 0};"),
+    Mutant("hadamard", _WILLIAMSON_CPU, "work + (kN + i) * kPlace", "work + (kN - 1 + i) * kPlace"),
+    Mutant("hadamard", _WILLIAMSON_CPU, "T::sign0 > 0 ? add", "T::sign0 < 0 ? add"),
+    Mutant("hadamard", _WILLIAMSON_CPU, "v[4] = {load(at),", "v[4] = {load(at + kPlace),"),
     # rounding, clamping, special rows
     Mutant(
         "quantize",
@@ -475,6 +481,11 @@ MUTANTS = [
     ),
     # a bank conflict
     Mutant("hadamard_cuda", "kernels/hadamard/config.h", "c.chunks < 8 ? 4 : 8;", "4;"),
+    # quaternions: one place too late around, the last thread's share not cut, another output, another place
+    Mutant("hadamard_cuda", _WILLIAMSON_CUDA, "(i + ahead < kN ?", "(i + ahead <= kN ?"),
+    Mutant("hadamard_cuda", _WILLIAMSON_CUDA, "if (i + p >= kN) continue;", ""),
+    Mutant("hadamard_cuda", _WILLIAMSON_CUDA, "add_row<1, 2>(0.f, z[p])", "add_row<1, 1>(0.f, z[p])"),
+    Mutant("hadamard_cuda", _WILLIAMSON_CUDA, "load(x, p);", "load(x, p + 1);"),
     # negative floats in order
     Mutant("kv_cache_cuda", _HEADS, "return bits ^ ((bits >> 31) & 0x7fffffff);", "return bits;"),
     # the zero point of a head that does not fit

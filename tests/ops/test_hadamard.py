@@ -14,7 +14,7 @@ from tests.oracle import ops as oracle
 from .support import OPS, assert_unchanged, snapshot, stored
 
 SIZES = [(n, None) for n in (*cases.POWERS, *cases.FACTORED)] + list(cases.BLOCKED)
-MODEL_SIZES = [(8192, None), (11008, None), (14336, None), (14336, 512), (28672, 128)]
+MODEL_SIZES = [(8192, None), (11008, None), (5504, 2752), (14336, None), (14336, 512), (28672, 128)]
 
 
 def normal(*shape, seed=0):
@@ -35,6 +35,13 @@ def test_fp32_bits(n, block, transpose, isa):
 def test_fp32_bits_of_model_sizes(n, block, isa):
     x = normal(2, n)
     compare.exact(OPS.hadamard(x, n**-0.5, block), had.transform_fp32(x.numpy(), n**-0.5, block))
+
+
+@pytest.mark.parametrize("k", [92, 116, 156, 172])
+def test_quaternions_make_williamson_matrices(k):
+    """n + 7 additions per element stand for 4 n, whatever the four sequences."""
+    v = torch.eye(k, dtype=torch.float64)[:, :, None]
+    compare.exact(ref.transform.mix_williamson(v)[:, :, 0].T, ref.hadamard_matrix(k).double())
 
 
 @pytest.mark.parametrize("n", [12, 24, 36, 40, 44, 56, 80, 112, 152, 304, 688])

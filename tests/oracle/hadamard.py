@@ -191,11 +191,38 @@ def transform(
     return (scale * (h @ v @ sylvester(two))).reshape(x.shape)
 
 
+def mix_quaternions(v: np.ndarray) -> np.ndarray:
+    """Williamson's order of additions, v [rows, 4 n, columns]: places i + 1, i + 2, ... go to z of place i as
+    the signed permutations that make their arrays out of that of d = 1; then that array times z; then the
+    array of d = 0 times place i.
+    """
+    rows, k, columns = v.shape
+    n = k // 4
+    h = matrix(k)
+    array = [h[np.ix_(range(0, k, n), [c * n + d for c in range(4)])].astype(np.float32) for d in range(n)]
+    x = v.reshape(rows, 4, n, columns)
+    out = np.empty_like(x)
+
+    def product(start, w, t):  # one output: by pairs
+        a, b, c, d = (w[j] * t[:, j] for j in range(4))
+        return start + ((a + b) + (c + d))
+
+    for i in range(n):
+        z = np.zeros((rows, 4, columns), dtype=np.float32)
+        for d in range(1, n):
+            for output, dots in enumerate(array[1].T @ array[d]):
+                (source,) = np.flatnonzero(dots)  # the one column of W_d that is +- this column of W_1
+                z[:, output] += np.sign(dots[source]) * x[:, source, (i + d) % n]
+        for r in range(4):
+            out[:, r, i] = product(product(np.float32(0), array[1][r], z), array[0][r], x[:, :, i])
+    return out
+
+
 def transform_fp32(
     x: np.ndarray, scale: float = 1.0, block: int | None = None, transpose: bool = False
 ) -> np.ndarray:
-    """The contract's fp32 order: butterflies of stride 1, 2, 4, ..., the K-factor summed by fours in order,
-    one multiply.
+    """The contract's fp32 order: butterflies of stride 1, 2, 4, ..., the K-factor summed by fours in order
+    (K = 172: by quaternions), one multiply.
     """
     n = block or x.shape[-1]
     k, two = factor(n)
@@ -206,7 +233,9 @@ def transform_fp32(
         a, b = y[:, low], y[:, low + stride]
         y[:, low], y[:, low + stride] = a + b, a - b
         stride *= 2
-    if k > 1:
+    if k == 172 and not transpose:
+        y = mix_quaternions(y.reshape(-1, k, two))
+    elif k > 1:
         h = matrix(k).T if transpose else matrix(k)
         v, out = y.reshape(-1, k, two), np.empty((y.shape[0], k, two), dtype=np.float32)
         for row in range(k):

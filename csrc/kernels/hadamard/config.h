@@ -5,24 +5,31 @@
 #include <string>
 
 #include "../../layout/hadamard_tile.h"
+#include "../../numeric/williamson.h"
 #include "../quantize/config.h"
 #include "params.h"
 
 namespace lowbit::kernels::hadamard {
 
 constexpr int kMaxThreads = 512;
-constexpr int kFirstStages = 3;       // strides inside a chunk
-constexpr int kWarpStages = 8;        // and inside the 256 elements that a warp exchanges by itself
-constexpr int kScratchBytes = 64;     // one word per warp
-constexpr int64_t kShortTile = 4096;  // elements of a tile of several short blocks or rows
-constexpr int64_t kShortRow = 1024;   // elements of a row that one warp quantises
+constexpr int kFirstStages = 3;        // strides inside a chunk
+constexpr int kWarpStages = 8;         // and inside the 256 elements that a warp exchanges by itself
+constexpr int kScratchBytes = 64;      // one word per warp
+constexpr int64_t kShortTile = 4096;   // elements of a tile of several short blocks or rows
+constexpr int64_t kShortRow = 1024;    // elements of a row that one warp quantises
+constexpr int kWilliamsonPlaces = 11;  // of the 43 of a column, a thread's
 
 enum class Mix : int32_t {
-  kNone,   // powers of two
-  kSmall,  // K 12, 20, 28, unrolled
-  kLarge,  // K 36, 44, 52, 60, unrolled; twice the registers
-  kTable,  // any K, signs read from memory
+  kNone,        // powers of two
+  kSmall,       // K 12, 20, 28, unrolled
+  kLarge,       // K 36, 44, 52, 60, unrolled; twice the registers
+  kTable,       // any K, signs read from memory
+  kWilliamson,  // K 172; in the kernels of kTable
 };
+
+LOWBIT_HOST_DEVICE constexpr bool goes_to_other_buffer(Mix mix) {
+  return mix == Mix::kTable || mix == Mix::kWilliamson;
+}
 
 // Who runs the last stage, and so writes y or sees the row's largest magnitude.
 enum class Last : int32_t { kChunk, kWarp, kLater, kMix };
@@ -56,6 +63,7 @@ inline constexpr bool is_unrolled(int64_t order) {
 // conflicts and of index arithmetic.
 inline constexpr Mix mix_of(int64_t order, int64_t two, bool transposed, bool wide) {
   if (order == 1) return Mix::kNone;
+  if (order == 4 * kWilliamsonN && !transposed) return Mix::kWilliamson;
   if (!is_unrolled(order) || two < 64 || transposed || !wide) return Mix::kTable;
   return order <= 28 ? Mix::kSmall : Mix::kLarge;
 }
@@ -101,9 +109,11 @@ inline Config choose(const Params& p, const Device& device) {
            (!(p.shift || p.gated) || p.n % 8 == 0);
   c.words = int32_t(ceil_div(c.tile, hadamard_tile::kWords) * hadamard_tile::kWords);
   c.mix = mix_of(p.order, p.two, p.transposed, c.wide);
-  auto bytes_of = [&] { return int64_t(c.words) * 4 * (c.mix == Mix::kTable ? 2 : 1) + kScratchBytes; };
+  auto bytes_of = [&] {
+    return int64_t(c.words) * 4 * (goes_to_other_buffer(c.mix) ? 2 : 1) + kScratchBytes;
+  };
   c.shared = bytes_of() <= device.shared_bytes;
-  if (!c.shared && c.mix != Mix::kNone) c.mix = Mix::kTable;
+  if (!c.shared && c.mix != Mix::kNone && c.mix != Mix::kWilliamson) c.mix = Mix::kTable;
   // A warp per 1024 elements; for an unrolled mix also a thread per two columns, or per column where that is
   // not many more; for a table mix one per four columns and eight outputs.
   int64_t threads = c.words / 32;
@@ -113,12 +123,14 @@ inline Config choose(const Params& p, const Device& device) {
     if (3 * columns <= 4 * threads) threads = std::max(threads, columns);
   }
   if (c.mix == Mix::kTable) threads = std::max(threads, ceil_div(columns, 4) * ceil_div(p.order, 8));
+  if (c.mix == Mix::kWilliamson)
+    threads = std::max(threads, columns * ceil_div(kWilliamsonN, kWilliamsonPlaces));
   if (p.quantised && !c.long_row) threads = std::max(threads, c.tile / p.n * size);
   c.threads = int32_t(std::min<int64_t>(ceil_div(threads, 32) * 32, kMaxThreads));
   if (p.quantised) c.team = {4, c.long_row ? c.threads : size, c.long_row ? 1 : c.threads / size, 1};
   c.shared_bytes = c.shared ? int32_t(bytes_of()) : kScratchBytes;
   c.blocks = c.shared ? c.tiles : std::min<int64_t>(c.tiles, 2 * device.multiprocessors);
-  c.workspace = c.shared ? 0 : c.blocks * c.words * (c.mix == Mix::kTable ? 2 : 1);
+  c.workspace = c.shared ? 0 : c.blocks * c.words * (goes_to_other_buffer(c.mix) ? 2 : 1);
   return c;
 }
 
@@ -136,7 +148,8 @@ inline Error check(const Params& p) {
 }
 
 inline std::string explain(const Config& c) {
-  const char* mix[] = {"power of two", "unrolled K <= 28", "unrolled K <= 60", "K from a table"};
+  const char* mix[] = {"power of two", "unrolled K <= 28", "unrolled K <= 60", "K from a table",
+                       "K of Williamson"};
   return std::to_string(c.tiles) + " tiles of " + std::to_string(c.tile) + " elements, " +
          std::to_string(c.threads) + " threads, " + mix[int(c.mix)] + ", " +
          (c.shared ? std::to_string(c.shared_bytes) + " bytes of shared memory"

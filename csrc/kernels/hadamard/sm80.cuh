@@ -13,6 +13,7 @@
 #include "config.h"
 #include "finish.cuh"
 #include "mix.cuh"
+#include "williamson.cuh"
 
 namespace lowbit::kernels::hadamard {
 
@@ -185,7 +186,7 @@ LOWBIT_DEVICE void later_stages(Work<kShared>& w, const Launch& a) {
 }
 
 // The K-factor. Unrolled ones write y directly, a column's neighbours being its warp's other lanes; those
-// that are quantised stay in the tile. The table one leaves its result in w.other.
+// that are quantised stay in the tile. The others leave their result in w.other.
 template <Mix kMix, bool kQuantised, bool kShared>
 LOWBIT_DEVICE void mix(Work<kShared>& w, const Launch& a) {
   const Params& p = a.p;
@@ -201,7 +202,8 @@ LOWBIT_DEVICE void mix(Work<kShared>& w, const Launch& a) {
     }
   };
   if constexpr (kMix == Mix::kTable) {
-    w.most = mix_table<kQuantised>(w.tile, w.other, p.mix, w.count, int(p.order), stages);
+    if (a.c.mix == Mix::kWilliamson) w.most = mix_williamson<kQuantised>(w.tile, w.other, w.count, stages);
+    else w.most = mix_table<kQuantised>(w.tile, w.other, p.mix, w.count, int(p.order), stages);
   } else if constexpr (kMix == Mix::kSmall) {
     if (p.order == 12) mix_unrolled<12>(w.tile, w.count, stages, put);
     if (p.order == 20) mix_unrolled<20>(w.tile, w.count, stages, put);
@@ -219,7 +221,7 @@ LOWBIT_DEVICE Tile<kShared> buffer(const Launch& a, int index) {
   if constexpr (kShared) {
     return {ptx::dynamic_smem<float>() + (kScratchBytes / 4 + index * a.c.words)};
   } else {
-    const int buffers = a.c.mix == Mix::kTable ? 2 : 1;
+    const int buffers = goes_to_other_buffer(a.c.mix) ? 2 : 1;
     return {a.p.workspace + (int64_t(ptx::block_index_x()) * buffers + index) * a.c.words};
   }
 }

@@ -137,6 +137,36 @@ def split_order(n: int) -> tuple[int, int]:
     raise ValueError(f"hadamard: size {n} has no constructed Hadamard matrix; use a block that divides it")
 
 
+def _add_by_fours(h: Tensor, v: Tensor, acc: Tensor | None = None) -> Tensor:
+    """acc + h @ v, h signs: four inputs at a time, in order, so that every backend sums alike."""
+    terms = [h[:, i, None] * v[:, None, i] for i in range(v.shape[1])]  # [rows, outputs, columns] each, exact
+    acc = torch.zeros_like(terms[0]) if acc is None else acc
+    for i in range(0, len(terms), 4):
+        acc = acc + ((terms[i] + terms[i + 1]) + (terms[i + 2] + terms[i + 3]))
+    return acc
+
+
+def mix_williamson(v: Tensor) -> Tensor:
+    """H v of a Williamson matrix, [rows, 4 n, columns], with n + 7 additions per element.
+
+    H has at ((r, i), (c, i + d mod n)) the 4 x 4 array W_d. Of the four signs that make W_d, d > 0, three are
+    equal (Williamson, Duke Math. J. 11, 1944), which makes it W_1 times a permutation with signs, S_d:
+    H v at i is W_1 z + W_0 v[i], z the sum of S_d v[i + d] over d = 1 .. n - 1, in order.
+    """
+    rows, n, columns = v.shape[0], v.shape[1] // 4, v.shape[2]
+    w = hadamard_matrix(4 * n).to(v).view(4, n, 4, n)[:, 0].permute(2, 0, 1)  # [d, r, c]
+    v = v.view(rows, 4, n, columns)
+    z = torch.zeros_like(v)
+    for d in range(1, n):
+        unit = (w[1].T @ w[d]) / 4
+        source = unit.abs().argmax(1)  # of each output
+        sign = unit.gather(1, source[:, None])
+        z = z + sign[:, :, None] * v[:, source].roll(-d, 2)
+    z, v = (t.transpose(1, 2).flatten(0, 1) for t in (z, v))  # [rows n, 4, columns]
+    y = _add_by_fours(w[0], v, _add_by_fours(w[1], z))
+    return y.view(rows, n, 4, columns).transpose(1, 2).reshape(rows, 4 * n, columns)
+
+
 def hadamard(x: Tensor, scale: float = 1.0, block: int | None = None, transpose: bool = False) -> Tensor:
     """y = scale * (H_K x H_{2^m}) x over the last dimension, or over each `block` of it."""
     n = block or x.shape[-1]
@@ -150,14 +180,9 @@ def hadamard(x: Tensor, scale: float = 1.0, block: int | None = None, transpose:
         y = torch.stack((v[:, :, 0] + v[:, :, 1], v[:, :, 0] - v[:, :, 1]), 2).view(-1, two)
         stride *= 2
     if k > 1:
-        h = hadamard_matrix(k).to(y)
-        h = h.T if transpose else h
         v = y.view(-1, k, two)
-        terms = [h[:, i, None] * v[:, None, i] for i in range(k)]  # [rows, k, two] each, exact
-        acc = torch.zeros_like(terms[0])
-        for i in range(0, k, 4):  # four at a time, in order, so that every backend sums alike
-            acc = acc + ((terms[i] + terms[i + 1]) + (terms[i + 2] + terms[i + 3]))
-        y = acc
+        h = hadamard_matrix(k).to(y)
+        y = mix_williamson(v) if k == 172 and not transpose else _add_by_fours(h.T if transpose else h, v)
     return (y.reshape(x.shape) * torch.tensor(scale, dtype=torch.float32)).to(x.dtype)
 
 
