@@ -41,6 +41,29 @@ def test_a_directory_that_can_be_made_is_accepted_and_not_made(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.parametrize("out", ["model", ".", "link", "model/../model"])
+def test_a_directory_is_not_made_where_the_model_lies(tmp_path, out):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    model = str(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"^OUT .*: model .* lies there; expected another directory$"):
+        output.check_directory(tmp_path / out, "OUT", True, model)
+    output.check_directory(tmp_path / "model" / "quantised", "OUT", False, model)
+    output.check_directory(tmp_path / "other", "OUT", True, "a-name/on-the-hub")
+
+
+def test_a_link_stays_and_leads_to_the_new_directory(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "old").write_text("replaced")
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with output.whole_directory(tmp_path / "link", overwrite=True) as folder:
+        folder.mkdir()
+        (folder / "new").write_text("there")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["disk", "link", "new"]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_directory_appears_whole_or_not_at_all(tmp_path, overwrite):
     out = tmp_path / "out"

@@ -14,7 +14,15 @@ import sys
 from . import bench, compare, eval, export, generate, info, quantize
 
 COMMANDS = (quantize, export, eval, generate, compare, bench, info)
-MISTAKES = (ValueError, OSError, ImportError)
+
+
+def mistakes() -> tuple[type[BaseException], ...]:
+    """What one sentence says enough about. safetensors has its own error for a full disk."""
+    with contextlib.suppress(ImportError):
+        from safetensors import SafetensorError
+
+        return ValueError, OSError, ImportError, SafetensorError
+    return ValueError, OSError, ImportError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `lowbit info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except MISTAKES as error:
+    except mistakes() as error:
         if args.traceback:
             raise
         print(f"lowbit {args.command}: {sentence(error)}", file=sys.stderr)

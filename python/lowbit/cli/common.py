@@ -152,6 +152,7 @@ def _ask_hub(name: str) -> None:
 
 def load_model(source: ModelSource, dtype: str | torch.dtype, device: torch.device) -> nn.Module:
     """AutoModelForCausalLM in eval mode. A GGUF file's blocks are dequantised."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GgufConfig
 
     try:
@@ -166,7 +167,7 @@ def load_model(source: ModelSource, dtype: str | torch.dtype, device: torch.devi
                 del model.config.quantization_config
         else:
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _not_loaded(source, error) from error
     return model.to(device).eval()
 
@@ -178,12 +179,12 @@ def load_tokenizer(source: ModelSource) -> Any:
         if source.gguf_file is not None:
             return AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file)
         return AutoTokenizer.from_pretrained(source.path)
-    except OSError as error:
-        raise _not_loaded(source, error) from error
+    except (OSError, ValueError) as error:
+        raise _not_loaded(source, error, "expected a tokenizer: ") from error
 
 
-def _not_loaded(source: ModelSource, error: OSError) -> ValueError:
-    return ValueError(f"model {source.name}: {' '.join(str(error).split())}")
+def _not_loaded(source: ModelSource, error: Exception, expected: str = "") -> ValueError:
+    return ValueError(f"model {source.name}: {expected}{' '.join(str(error).split())}")
 
 
 def evaluation_text(args: argparse.Namespace, tokenizer: Any) -> Text:

@@ -101,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens}: expected at least 1")
     if args.save_dir:
         for method in methods:
-            output.check_directory(Path(args.save_dir) / slug(method), "--save-dir", args.overwrite)
+            out = Path(args.save_dir) / slug(method)
+            output.check_directory(out, "--save-dir", args.overwrite, args.model)
     device = common.set_runtime(args)
     source = common.find_model(args.model)
     refuse_quantised(source)

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.weights_only and outwards:
         raise ValueError("--weights-only: expected --to lowbit, got --to compressed-tensors")
     output.check_output(args.json, "--json")
-    output.check_directory(args.out, "OUT", args.overwrite)
+    output.check_directory(args.out, "OUT", args.overwrite, args.model)
     if not Path(args.model).is_dir():
         raise ValueError(f"model {args.model}: expected a checkpoint directory")
     common.quiet_transformers()

@@ -53,24 +53,30 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary directory beside `path` that takes its place on success, and is removed otherwise."""
-    path = Path(path).absolute()
+    """A temporary directory beside `path` that takes its place on success, and is removed otherwise. A link
+    stays one, to the new directory.
+    """
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    parent = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
+    parent = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        yield Path(parent) / path.name
+        yield parent / path.name
         if overwrite and path.exists():
-            shutil.rmtree(path)
+            os.rename(path, parent / "replaced")
         elif path.is_dir():  # empty, check_directory saw to it
             path.rmdir()
-        os.rename(Path(parent) / path.name, path)
+        os.rename(parent / path.name, path)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
 
 
-def check_directory(path: str | Path, option: str, overwrite: bool) -> None:
-    """Before the long work: can this directory, with those above it, be made at its end?"""
+def check_directory(path: str | Path, option: str, overwrite: bool, model: str | None = None) -> None:
+    """Before the long work: can this directory, with those above it, be made at its end, and does the model
+    outlive that?
+    """
     path = Path(path)
+    if model and Path(model).exists() and Path(model).resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"{option} {path}: model {model} lies there; expected another directory")
     if path.exists() and not path.is_dir():
         raise ValueError(f"{option} {path}: this is a file, expected a directory name")
     if path.is_dir() and any(path.iterdir()) and not overwrite:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = Recipe.from_name(args.method)
     common.need_calibration([args.method], args)
     output.check_output(args.json, "--json")
-    output.check_directory(args.out, "OUT", args.overwrite)
+    output.check_directory(args.out, "OUT", args.overwrite, args.model)
     device = common.set_runtime(args)
     source = common.find_model(args.model)
     refuse_quantised(source)
