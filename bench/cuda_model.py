@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import lowbit
 import torch
 from lowbit.cuda_graph import Tickets
+from lowbit.integrations.hf.cache import CACHE
 from lowbit.integrations.hf.fused import FusedDecoder
 from lowbit.integrations.hf.fused_cache import FusedCache
 from torch import Tensor, nn
@@ -210,8 +211,8 @@ def _check_fused(name: str, model: nn.Module, vocabulary: int, device: str) -> f
     outputs = []
     for prepare in (lowbit.unfuse, lowbit.fuse):
         decoder = prepare(model).model
-        cache = decoder(ids[:, :32], use_cache=True).past_key_values
-        outputs.append(decoder(ids[:, 32:], past_key_values=cache, use_cache=True).last_hidden_state.float())
+        cache = getattr(decoder(ids[:, :32], use_cache=True), CACHE)
+        outputs.append(decoder(ids[:, 32:], **{CACHE: cache}, use_cache=True).last_hidden_state.float())
     lowbit.unfuse(model)
     away = float((outputs[0] - outputs[1]).norm() / outputs[0].norm())
     if not away < 0.5:  # see model._check

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import lowbit
 import torch
-from lowbit.integrations.hf.cache import PREFIX
+from lowbit.integrations.hf.cache import CACHE, PREFIX
 from lowbit.recipes import Recipe
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -78,10 +78,10 @@ class Decode:
 
     def __init__(self, run: nn.Module, ids: Tensor, context: int):
         self.run, self.token = run, ids[:, context : context + 1]
-        self.cache: Cache = run(ids[:, :context], use_cache=True).past_key_values
+        self.cache: Cache = getattr(run(ids[:, :context], use_cache=True), CACHE)
 
     def __call__(self) -> object:
-        out = self.run(self.token, past_key_values=self.cache, use_cache=True)
+        out = self.run(self.token, **{CACHE: self.cache}, use_cache=True)
         self.cache.crop(-1)
         return out
 
@@ -119,7 +119,7 @@ class PlainDecoder:
         self.weights, self.model, self.eps, self.whole = weights, model, config.rms_norm_eps, whole
         self.sizes = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
         self.token = ids[:, context : context + 1]
-        cache = model.model(ids[:, :context], use_cache=True).past_key_values
+        cache = getattr(model.model(ids[:, :context], use_cache=True), CACHE)
         self.keys, self.values = (
             [torch.cat((getattr(layer, name),) * 2, 2)[:, :, : context + 1] for layer in cache.layers]
             for name in ("keys", "values")

@@ -195,7 +195,9 @@ def speed(
     device = _device(model)
     prompt = ids.reshape(1, -1)[:, :prefill].to(device)
     model.eval()
-    last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+    arguments = inspect.signature(model.forward).parameters
+    last_only = "logits_to_keep" in arguments
+    cache = "cache" if "cache" in arguments else "past_key_values"  # the name before transformers 5.24
     prefill_s: list[float] = []
     decode_s: list[float] = []
     begin = _now(device)
@@ -207,7 +209,7 @@ def speed(
         marks = [_now(device)]
         for _ in range(decode if run else 2):
             token = out.logits[:, -1:].argmax(-1)
-            out = model(token, past_key_values=out.past_key_values, use_cache=True)
+            out = model(token, use_cache=True, **{cache: getattr(out, cache)})
             marks.append(_now(device))
         if run:
             prefill_s.append(marks[0] - start)
@@ -245,12 +247,22 @@ def generate(
     chat: bool | None = None,
     progress: bool = True,
 ) -> list[Generation]:
-    """Greedy continuation of each prompt, alone; the text without the prompt and without special tokens."""
+    """Greedy continuation of each prompt, alone; the text without the prompt and without special tokens.
+
+    Raises ValueError, before the first, where a prompt and its continuation exceed the model's positions.
+    """
     model.eval()
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    encoded = [prompt_ids(tokenizer, prompt, chat).to(_device(model)) for prompt in prompts]
+    most = getattr(model.config, "max_position_embeddings", None)
+    longest = max((ids.shape[1] for ids in encoded), default=0)
+    if most is not None and longest + max_new_tokens > most:
+        raise ValueError(
+            f"max_new_tokens: expected at most {max(most - longest, 0)} after a prompt of {longest} tokens, "
+            f"as the model takes {most}, got {max_new_tokens}"
+        )
     made = []
-    for prompt in progress_bar(prompts, "generate", "prompt", progress):
-        ids = prompt_ids(tokenizer, prompt, chat).to(_device(model))
+    for prompt, ids in zip(progress_bar(prompts, "generate", "prompt", progress), encoded, strict=True):
         start = time.perf_counter()
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False,

@@ -178,8 +178,10 @@ def _prefix_cache(layout: DecoderLayout, ids: Tensor) -> Tensor:
     """[layers, 2, H, P, D]: keys and values that the model in floating point gives tokens ids [1, P]."""
     from transformers import DynamicCache  # only models of transformers get here
 
+    from .integrations.hf.cache import CACHE
+
     cache = DynamicCache()
-    layout.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+    layout.decoder(input_ids=ids, use_cache=True, **{CACHE: cache})
     return torch.stack([torch.stack((layer.keys[0], layer.values[0])) for layer in cache.layers])
 
 

@@ -4,6 +4,7 @@ import lowbit
 import pytest
 import torch
 from lowbit.integrations.hf import Int4Cache
+from lowbit.integrations.hf.cache import CACHE, OLD_CACHE
 from transformers import DynamicCache
 
 from tests.models import tiny, token_ids
@@ -125,13 +126,13 @@ def test_a_plain_call_goes_through_the_cache(model):
     ids = token_ids(2, 20)
     with torch.no_grad():
         plain = model(ids)
-        explicit = model(ids, past_key_values=Int4Cache(0.95, 4)).logits
-        unquantised = model(ids, use_cache=False, past_key_values=None).logits
-    assert type(plain.past_key_values) is Int4Cache
+        explicit = model(ids, **{CACHE: Int4Cache(0.95, 4)}).logits
+        unquantised = model(ids, use_cache=False, **{CACHE: None}).logits
+    assert type(getattr(plain, CACHE)) is Int4Cache
     assert model.config.hidden_size // model.config.num_attention_heads == 12  # largest power of two: 4
     compare.exact(plain.logits, explicit)
     kept = lowbit.quantize(tiny("llama"), "quarot rtn w8a8", progress=False)
-    assert type(kept(ids).past_key_values) is DynamicCache
+    assert type(getattr(kept(ids), CACHE)) is DynamicCache
     assert unquantised.shape == plain.logits.shape
 
 
@@ -142,8 +143,8 @@ def test_token_by_token_equals_at_once(model):
         at_once = model(ids).logits
         cache, steps = None, []
         for i in range(12):
-            out = model(ids[:, i : i + 1], past_key_values=cache)
-            cache = out.past_key_values
+            out = model(ids[:, i : i + 1], **{CACHE: cache})
+            cache = getattr(out, CACHE)
             steps.append(out.logits)
     assert type(cache) is Int4Cache and cache.get_seq_length() == 12
     span = (at_once.max() - at_once.min()).item()
@@ -158,11 +159,11 @@ def test_generate_uses_it_greedy_and_with_beams(model):
     greedy = model.generate(
         ids, attention_mask=mask, max_new_tokens=8, do_sample=False, return_dict_in_generate=True
     )
-    assert type(greedy.past_key_values) is Int4Cache
+    assert type(getattr(greedy, CACHE)) is Int4Cache
     with torch.no_grad():  # the same by hand
         cache, sequence, step = Int4Cache(0.95, 4), ids, ids
         for _ in range(greedy.sequences.shape[1] - 6):
-            out = model(step, past_key_values=cache)
+            out = model(step, **{CACHE: cache})
             step = out.logits[:, -1:].argmax(-1)
             sequence = torch.cat((sequence, step), 1)
     done = (greedy.sequences == 2).cumsum(1) > 0
@@ -175,7 +176,21 @@ def test_a_cache_of_the_caller_is_left_alone(model):
     ids = token_ids(1, 6)
     own = DynamicCache()
     with torch.no_grad():
-        model(ids, past_key_values=Int4Cache(1.0))
+        model(ids, **{CACHE: Int4Cache(1.0)})
         own.update(*states(1, batch=1, heads=2, d=12), 0)
-        out = model(ids[:, :1], past_key_values=own)
-    assert out.past_key_values is own
+        out = model(ids[:, :1], **{CACHE: own})
+    assert getattr(out, CACHE) is own
+
+
+@pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning")
+@pytest.mark.parametrize("name", sorted({CACHE, OLD_CACHE}))
+@pytest.mark.parametrize("fused", [False, True])
+def test_both_names_of_the_cache(fused, name):
+    """transformers 5.24 calls `cache` what was `past_key_values`, and takes both."""
+    model = lowbit.quantize(tiny(), "quarot rtn w4a4kv4", progress=False)
+    model, ids = lowbit.fuse(model) if fused else model, token_ids(1, 7)
+    for part in (model, model.model):
+        with torch.no_grad():
+            cache = getattr(part(ids, use_cache=True), CACHE)
+            out = part(ids[:, :1], **{name: cache})
+        assert getattr(out, CACHE) is cache and cache.get_seq_length() == 8

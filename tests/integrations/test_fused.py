@@ -12,7 +12,7 @@ from lowbit import fused
 from lowbit.fused import NotFusable
 from lowbit.integrations.hf import FusedCache, Int4Cache, fused_cache
 from lowbit.integrations.hf import fused as hf_fused
-from lowbit.integrations.hf.cache import PREFIX
+from lowbit.integrations.hf.cache import CACHE, PREFIX
 from lowbit.nn import QuantizedLinear
 from lowbit.recipes import Recipe
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,16 +75,16 @@ def test_logits_of_prompt_and_steps(architecture, method):
     ids = token_ids(2, 40)
     cache, want = own_cache(model), []
     with torch.no_grad():
-        want.append(model(ids[:, :20], past_key_values=cache).logits)
-        want += [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(20, 30)]
-        want.append(model(ids[:, 30:], past_key_values=cache).logits)  # a second prompt, after what is there
+        want.append(model(ids[:, :20], **{CACHE: cache}).logits)
+        want += [model(ids[:, i : i + 1], **{CACHE: cache}).logits for i in range(20, 30)]
+        want.append(model(ids[:, 30:], **{CACHE: cache}).logits)  # a second prompt, after what is there
         lowbit.fuse(model)
         out = model(ids[:, :20], use_cache=True)
-        cache = out.past_key_values
+        cache = getattr(out, CACHE)
         assert isinstance(cache, FusedCache)
         got = [out.logits]
-        got += [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(20, 30)]
-        got.append(model(ids[:, 30:], past_key_values=cache).logits)
+        got += [model(ids[:, i : i + 1], **{CACHE: cache}).logits for i in range(20, 30)]
+        got.append(model(ids[:, 30:], **{CACHE: cache}).logits)
     assert cache.get_seq_length() == 40
     errors = [away(g, w) for g, w in zip(got, want, strict=True)]
     assert max(errors) < 0.05, errors
@@ -96,11 +96,11 @@ def test_generate_writes_the_same_tokens(method):
     model = quantized("llama", method)
     ids = token_ids(1, 12)
     settings = dict(max_new_tokens=24, do_sample=False, pad_token_id=0)
-    want = model.generate(ids, past_key_values=own_cache(model), **settings)
+    want = model.generate(ids, **{CACHE: own_cache(model)}, **settings)
     got = lowbit.fuse(model).generate(ids, **settings)
     assert torch.equal(got, want)
     assert torch.equal(model.generate(ids, **settings), got)  # and again
-    assert torch.equal(lowbit.unfuse(model).generate(ids, past_key_values=own_cache(model), **settings), want)
+    assert torch.equal(lowbit.unfuse(model).generate(ids, **{CACHE: own_cache(model)}, **settings), want)
 
 
 def test_int8_weights_take_four_bit_codes_one_per_byte():
@@ -108,7 +108,7 @@ def test_int8_weights_take_four_bit_codes_one_per_byte():
     model = quantized(method=Recipe(weight_bits=8, activation_bits=4, rotate=True, kv_bits=4))
     ids = token_ids(1, 12)
     with torch.no_grad():
-        want = model(ids, past_key_values=own_cache(model)).logits
+        want = model(ids, **{CACHE: own_cache(model)}).logits
         got = lowbit.fuse(model)(ids).logits
     assert away(got, want) < 0.05
 
@@ -119,11 +119,11 @@ def test_a_prefix_is_in_the_result_and_in_no_length(method):
     ids = token_ids(1, 20)
     with torch.no_grad():
         out = model(ids, use_cache=True)
-        cache, step = out.past_key_values, ids[:, :1]
+        cache, step = getattr(out, CACHE), ids[:, :1]
         assert cache.get_seq_length() == 20 and cache.max_tokens == 99
-        want = model(step, past_key_values=cache).logits
+        want = model(step, **{CACHE: cache}).logits
         cache.crop(20)
-        assert torch.equal(model(step, past_key_values=cache).logits, want)
+        assert torch.equal(model(step, **{CACHE: cache}).logits, want)
         prefix = getattr(model.model, PREFIX)
         setattr(model.model, PREFIX, torch.zeros_like(prefix))
         other = lowbit.fuse(model)(ids).logits
@@ -138,11 +138,11 @@ def test_rows_of_a_batch_do_not_see_each_other():
     ids = token_ids(3, 30)
     with torch.no_grad():
         whole = model(ids, use_cache=True)
-        step = model(ids[:, :1], past_key_values=whole.past_key_values).last_hidden_state
+        step = model(ids[:, :1], **{CACHE: getattr(whole, CACHE)}).last_hidden_state
         for row in range(3):
             one = model(ids[row : row + 1], use_cache=True)
             assert torch.equal(one.last_hidden_state[0], whole.last_hidden_state[row])
-            alone = model(ids[row : row + 1, :1], past_key_values=one.past_key_values).last_hidden_state
+            alone = model(ids[row : row + 1, :1], **{CACHE: getattr(one, CACHE)}).last_hidden_state
             assert torch.equal(alone[0], step[row])
 
 
@@ -169,9 +169,9 @@ def test_rows_of_several_lengths_as_the_modules_have_them(method):
             known = mask if part is ids else torch.cat((known, torch.ones_like(part)), 1)
             positions = (known.cumsum(1) - 1).clamp(0)[:, -part.shape[1] :]
             out = model(
-                part, attention_mask=known, position_ids=positions, past_key_values=cache, use_cache=True
+                part, attention_mask=known, position_ids=positions, **{CACHE: cache}, use_cache=True
             )
-            cache = out.past_key_values
+            cache = getattr(out, CACHE)
             seen.append(out.logits[mask.bool()] if part is ids else out.logits)
         return seen, cache
 
@@ -208,9 +208,9 @@ def test_padding_may_come_in_pieces(method):
                 part = slice(i, i + size)
                 out = model(
                     ids[:, part], attention_mask=mask[:, : i + size], position_ids=positions[:, part],
-                    past_key_values=cache, use_cache=True,
+                    **{CACHE: cache}, use_cache=True,
                 )  # fmt: skip
-                cache = out.past_key_values
+                cache = getattr(out, CACHE)
             assert cache.stored() == list(LENGTHS)
             # older tokens are read as stored, in 4 bits: close, not equal
             assert torch.isfinite(out.logits).all() and away(out.logits[:, -1], want) < 0.25
@@ -226,7 +226,7 @@ def test_what_a_page_held_before_does_not_matter():
 
     def run(spoil):
         out = model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
-        cache = out.past_key_values
+        cache = getattr(out, CACHE)
         if spoil:
             free = torch.ones(cache.pages.caches(0)[1].shape[0] * cache.pages.page, dtype=torch.bool)
             table = cache.pages.tables(cache.sequences)[0].long()
@@ -237,7 +237,7 @@ def test_what_a_page_held_before_does_not_matter():
             for layer in range(cache.pages.layers):
                 for params in cache.pages.caches(layer)[1::2]:
                     params.masked_fill_(free, torch.nan)
-        return model(token_ids(3, 4), past_key_values=cache, **more).logits
+        return model(token_ids(3, 4), **{CACHE: cache}, **more).logits
 
     with torch.no_grad():
         assert torch.equal(run(True), run(False))
@@ -268,8 +268,8 @@ def test_beams_score_what_their_tokens_score_alone(method):
         cache, step, alone = None, tokens[None, :9], 0.0
         for token in tokens[9:]:
             with torch.no_grad():
-                out = model(step, past_key_values=cache, use_cache=True)
-            cache, step = out.past_key_values, token.view(1, 1)
+                out = model(step, **{CACHE: cache}, use_cache=True)
+            cache, step = getattr(out, CACHE), token.view(1, 1)
             alone += float(out.logits[0, -1].log_softmax(-1)[token])
         assert abs(alone / 6 - float(score)) < 1e-4
 
@@ -287,7 +287,7 @@ def test_copies_are_fused_models_of_their_own(method):
         warnings.simplefilter("error")
         for other in copies:
             assert torch.equal(other.generate(ids, **settings), want)
-            cache = other(ids, use_cache=True).past_key_values
+            cache = getattr(other(ids, use_cache=True), CACHE)
             assert isinstance(cache, FusedCache) and cache.max_tokens == 60
 
 
@@ -318,11 +318,11 @@ def test_crop_takes_tokens_back():
     model = lowbit.fuse(quantized())
     ids = token_ids(1, 20)
     with torch.no_grad():
-        cache = model(ids[:, :10], use_cache=True).past_key_values
-        first = model(ids[:, 10:11], past_key_values=cache).logits
+        cache = getattr(model(ids[:, :10], use_cache=True), CACHE)
+        first = model(ids[:, 10:11], **{CACHE: cache}).logits
         cache.crop(-1)
         assert cache.get_seq_length() == 10
-        assert torch.equal(model(ids[:, 10:11], past_key_values=cache).logits, first)
+        assert torch.equal(model(ids[:, 10:11], **{CACHE: cache}).logits, first)
         cache.crop(5)
         assert cache.get_seq_length() == 5
 
@@ -379,7 +379,7 @@ def test_layers_that_change_afterwards_are_not_ignored():
         got = model(ids).logits
     with torch.no_grad():
         assert torch.equal(got, lowbit.unfuse(model)(ids).logits)
-        want = model(ids, past_key_values=own_cache(model)).logits
+        want = model(ids, **{CACHE: own_cache(model)}).logits
         assert away(lowbit.fuse(model)(ids).logits, want) < 0.05
 
 
@@ -419,9 +419,9 @@ class _Ops(TorchDispatchMode):
 def test_a_layer_of_a_step_is_eight_calls(method):
     model = lowbit.fuse(quantized("llama", method)).model
     with torch.no_grad():
-        cache = model(token_ids(1, 5), use_cache=True).past_key_values
+        cache = getattr(model(token_ids(1, 5), use_cache=True), CACHE)
         with _Ops() as ops:
-            model(token_ids(1, 1), past_key_values=cache)
+            model(token_ids(1, 1), **{CACHE: cache})
     layer = ["rms_norm_quantize", "int4_linear", "kv4_attend_quantize", "int4_linear"]
     layer += ["rms_norm_quantize", "int4_linear", "gated_quantize", "int4_linear"]
     assert ops.names == 2 * layer

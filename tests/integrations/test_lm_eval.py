@@ -7,6 +7,7 @@ import lowbit
 import pytest
 import torch
 from lowbit.integrations.hf import Int4Cache
+from lowbit.integrations.hf.cache import CACHE
 
 from tests.models import VOCABULARY, tiny
 
@@ -57,7 +58,7 @@ def test_hflm_on_a_local_task(tmp_path, tokenizer):
     model = lowbit.quantize(tiny(), "quarot rtn w4a4kv4", progress=False)
     caches = []
     model.base_model.register_forward_pre_hook(
-        lambda m, args, kwargs: caches.append(type(kwargs.get("past_key_values"))), with_kwargs=True
+        lambda m, args, kwargs: caches.append(type(kwargs.get(CACHE))), with_kwargs=True
     )
     lm = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=2, max_length=64)
     result = lm_eval.simple_evaluate(

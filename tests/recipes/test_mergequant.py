@@ -7,6 +7,7 @@ import pytest
 import torch
 from lowbit.cli.quantize import report_lines
 from lowbit.integrations.hf import CacheHook, Int4Cache
+from lowbit.integrations.hf.cache import CACHE
 from lowbit.nn import Int4Linear, QuantizedLinear, StaticInt4Linear
 from lowbit.quantizers import mergequant, static
 from lowbit.quantizers.static import StaticInput
@@ -307,7 +308,7 @@ def test_the_prefix_is_exact_and_only_seen_through_the_cache():
     plain = tiny()
     bos = torch.full((1, 1), plain.config.bos_token_id)
     cache = DynamicCache()
-    plain.model(bos, past_key_values=cache, use_cache=True)
+    plain.model(bos, **{CACHE: cache}, use_cache=True)
     want = torch.stack([torch.stack((layer.keys[0], layer.values[0])) for layer in cache.layers])
     # keys as they are; values up to R2, which is orthogonal
     torch.testing.assert_close(first[:, 0], want[:, 0], rtol=1e-3, atol=1e-3)

@@ -10,6 +10,7 @@ import torch
 from lowbit.cli.demo import make_model, make_texts
 from lowbit.evaluate import calibration_windows, perplexity, tokenize
 from lowbit.integrations.hf import Int4Cache
+from lowbit.integrations.hf.cache import CACHE
 from lowbit.transforms import exact_logits, find_layout, invariance_error, rotate
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -105,7 +106,7 @@ def test_memory_and_reload(directory, texts, quantised, tmp_path):
     ids = texts[1][None, :64]
     with torch.no_grad():
         want = model(ids)
-    assert type(want.past_key_values) is Int4Cache
+    assert type(getattr(want, CACHE)) is Int4Cache
     tokens = model.generate(ids[:, :24], max_new_tokens=24, do_sample=False)
     model.save_pretrained(tmp_path / "m")
     size = sum(f.stat().st_size for f in (tmp_path / "m").glob("*.safetensors"))
@@ -139,10 +140,10 @@ def _fused_is_as_near_as_noise(model, ids):
 @torch.no_grad()
 def _teacher_forced(model, ids, cache, prompt=24):
     """Logits [steps, vocabulary] after the prompt and after each token that follows in ids."""
-    out = model(ids[:, :prompt], past_key_values=cache, use_cache=True)
+    out = model(ids[:, :prompt], **{CACHE: cache}, use_cache=True)
     logits = [out.logits[0, -1]]
     for i in range(prompt, ids.shape[1] - 1):
-        logits.append(model(ids[:, i : i + 1], past_key_values=out.past_key_values).logits[0, -1])
+        logits.append(model(ids[:, i : i + 1], **{CACHE: getattr(out, CACHE)}).logits[0, -1])
     return torch.stack(logits)
 
 

@@ -6,12 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lowbit import ops
 
 _MIN_CAPACITY = 64
 PREFIX = "lowbit_prefix"  # the decoder's buffer of exact keys and values: [layers, 2, H, P, D]
 PREFIX_TOKENS = 1
+OLD_CACHE = "past_key_values"
+# What models and outputs call the cache: transformers 5.24 renamed it, and takes the old name till 5.40.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else OLD_CACHE
 
 
 class _Packed:
@@ -209,10 +213,12 @@ class CacheHook:
         return None if self.clip is None else Int4Cache(self.clip, self.key_block, prefix)
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        cache, prefix = kwargs.get("past_key_values"), getattr(module, PREFIX, None)
+        if OLD_CACHE in kwargs:
+            kwargs = {CACHE: kwargs[OLD_CACHE], **{k: v for k, v in kwargs.items() if k != OLD_CACHE}}
+        cache, prefix = kwargs.get(CACHE), getattr(module, PREFIX, None)
         if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
             cache = self.factory() if self.factory else self.plain_cache(prefix)
-            kwargs = {**kwargs, "past_key_values": cache}
+            kwargs = {**kwargs, CACHE: cache}
         if isinstance(cache, Int4Cache) and cache.prefix is not None:
             kwargs = behind_prefix(kwargs, cache.prefix.shape[3])
         return args, kwargs

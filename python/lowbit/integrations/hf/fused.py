@@ -22,7 +22,7 @@ from ...fused import ACTIVATIONS, FusedLayer, NotFusable, on_card
 from ...kv_cache import CUDA_HEADS, MAX_PREFIX, PagedFloatCache, PagedKv4Cache
 from ...nn import QuantizedLinear
 from ...transforms.architectures import SUPPORTED
-from .cache import PREFIX, CacheHook, Int4Cache, behind_prefix
+from .cache import CACHE, OLD_CACHE, PREFIX, CacheHook, Int4Cache, behind_prefix
 from .fused_cache import FusedCache
 
 _FEW_TOKENS = 4  # that `causal_attention` takes one by one sooner than torch's attention all at once
@@ -84,34 +84,35 @@ class FusedDecoder:
 
     def forward(
         self, decoder: nn.Module, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None, past_key_values: Cache | None = None,
+        position_ids: Tensor | None = None, cache: Cache | None = None,
         inputs_embeds: Tensor | None = None, use_cache: bool | None = None, **kwargs: object,
     ) -> BaseModelOutputWithPast:
         """What `LlamaModel.forward` computes, and its arguments. kwargs: those that transformers adds."""
         b, t = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-        pads = _left_padding(attention_mask, past_key_values, b, t)
-        reason = self._refusal(decoder, pads, past_key_values, inputs_embeds, kwargs)
+        cache = kwargs.pop(OLD_CACHE, cache)
+        pads = _left_padding(attention_mask, cache, b, t)
+        reason = self._refusal(decoder, pads, cache, inputs_embeds, kwargs)
         if reason is not None:
             plain = Int4Cache if self.quantized_cache else DynamicCache
-            goes_on = isinstance(past_key_values, plain) and past_key_values.get_seq_length() > 0
+            goes_on = isinstance(cache, plain) and cache.get_seq_length() > 0
             if reason not in self.warned and not goes_on:
                 warnings.warn(f"fused decoder: not used for a call with {reason}", stacklevel=3)
                 self.warned.add(reason)
-            if isinstance(past_key_values, FusedCache):
-                if past_key_values.get_seq_length():
+            if isinstance(cache, FusedCache):
+                if cache.get_seq_length():
                     raise ValueError(f"fused decoder: expected a call like those before it, got {reason}")
-                past_key_values = self.hook.plain_cache(self.prefix)
+                cache = self.hook.plain_cache(self.prefix)
                 if self.prefix is not None:  # the hook let this call pass as one that counts none
                     seen = {"attention_mask": attention_mask, "position_ids": position_ids}
                     attention_mask, position_ids = behind_prefix(seen, self.prefix.shape[3]).values()
             return type(decoder).forward(
                 decoder, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
+                inputs_embeds=inputs_embeds, use_cache=use_cache, **{CACHE: cache}, **kwargs,
             )  # fmt: skip
         x = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, d]
         with torch.autocast(x.device.type, enabled=False):  # one dtype from the embedding to the last norm
-            h = self._run(decoder, x, position_ids, past_key_values, pads)
-        return BaseModelOutputWithPast(h, past_key_values)
+            h = self._run(decoder, x, position_ids, cache, pads)
+        return BaseModelOutputWithPast(h, cache)
 
     def _run(
         self, decoder: nn.Module, x: Tensor, position_ids: Tensor | None, cache: FusedCache, pads: list[int]
