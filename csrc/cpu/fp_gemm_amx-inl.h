@@ -158,39 +158,46 @@ struct FpTiles {
       }
   }
 
+  static inline int least_u16(__m512i v) {
+    const __m256i half = _mm256_min_epu16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    const __m128i quarter = _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    return uint16_t(_mm_extract_epi16(_mm_minpos_epu16(quarter), 0));
+  }
+
   // The same by integers, 32 elements at a time: the row's power of two is added to their exponents, and what
   // falls below the normal numbers is zero, as it is to a tile. False, and nothing done, for a row that has
   // subnormal, infinite or NaN elements.
   bool pack_bf16_row(int64_t row, uint8_t* to) const {
     const uint16_t* from = static_cast<const uint16_t*>(p.x) + row * p.k;
     const __m512i sign = _mm512_set1_epi16(int16_t(0x8000));
-    const auto lanes = [&](int64_t k) {
-      if (k + kFpStepK <= p.k) return load512(from + k);
+    // the end of a row goes apart: a call in the loop would send its registers to memory
+    const auto each_step = [&](const auto& f) {
+      int64_t k = 0;
+      for (; k + kFpStepK <= p.k; k += kFpStepK) f(load512(from + k));
+      if (k == p.k) return;
       uint16_t tail[kFpStepK] = {};
       std::memcpy(tail, from + k, (p.k - k) * sizeof(*tail));
-      return load512(tail);
+      f(load512(tail));
     };
     __m512i largest = _mm512_setzero_si512(), smallest = _mm512_set1_epi16(-1);  // less one, but for zeros
-    for (int64_t k = 0; k < p.k; k += kFpStepK) {
-      const __m512i v = _mm512_andnot_si512(sign, lanes(k));
+    each_step([&](__m512i lanes) {
+      const __m512i v = _mm512_andnot_si512(sign, lanes);
       largest = _mm512_max_epu16(largest, v);
       smallest = _mm512_min_epu16(smallest, _mm512_sub_epi16(v, _mm512_set1_epi16(1)));
-    }
-    alignas(64) uint16_t most[32], least[32];
-    _mm512_storeu_si512(most, largest), _mm512_storeu_si512(least, smallest);
-    for (int i = 1; i < 32; ++i)
-      most[0] = std::max(most[0], most[i]), least[0] = std::min(least[0], least[i]);
-    const int field = most[0] >> 7;
-    if (least[0] < 0x7f || field == 255) return false;
+    });
+    const int most = 0xffff - least_u16(_mm512_xor_si512(largest, _mm512_set1_epi16(-1)));
+    const int field = most >> 7;
+    if (least_u16(smallest) < 0x7f || field == 255) return false;
     const int e = field < 1 ? 1 : field > 253 ? 253 : field;
     row_scale[row] = bits_float(uint32_t(e) << 23);
     const __m512i power = _mm512_set1_epi16(int16_t((127 - e) * 128));
     const __m512i normal = _mm512_set1_epi16(int16_t((e > 127 ? e - 126 : 1) * 128));
-    for (int64_t k = 0; k < p.k; k += kFpStepK, to += panels.step_bytes()) {
-      const __m512i v = lanes(k);
+    const int64_t step_bytes = panels.step_bytes();
+    each_step([&](__m512i v) {
       const __mmask32 stays = _mm512_cmpge_epu16_mask(_mm512_andnot_si512(sign, v), normal);
       _mm512_storeu_si512(to, _mm512_maskz_add_epi16(stays, v, power));
-    }
+      to += step_bytes;
+    });
     return true;
   }
 

@@ -39,8 +39,8 @@ EDITS = [
     (_FLOAT, "_mm512_mask_add_epi16(w, there, w, exponents)", "_mm512_add_epi16(w, exponents)"),
     (_TERMS, "rest, set1(0.f));", "rest, rest);"),
     # a row of bf16 by integers: whom it leaves to floats, what vanishes, the end of the range and of the row
-    (_FLOAT, "if (least[0] < 0x7f || field == 255)", "if (field == 255)"),
-    (_FLOAT, "if (least[0] < 0x7f || field == 255)", "if (least[0] < 0x7f)"),
+    (_FLOAT, "if (least_u16(smallest) < 0x7f || field == 255)", "if (field == 255)"),
+    (_FLOAT, "if (least_u16(smallest) < 0x7f || field == 255)", "if (least_u16(smallest) < 0x7f)"),
     (_FLOAT, "e > 127 ? e - 126 : 1", "1"),
     (_FLOAT, "(p.k - k) * sizeof(*tail));", "p.k - k);"),
 ]
