@@ -13,9 +13,10 @@
 #include <cstring>
 #include <type_traits>
 
+#include "panel_gemm-inl.h"
+
 namespace lowbit::cpu::LOWBIT_ISA {
 
-constexpr int64_t kTileRows = 16, kTileBytes = 64;
 constexpr int kSums = 0, kActivations = 4, kWeights = 6;
 
 // f(integral_constant) of every tile of sums of R panels x T channel tiles

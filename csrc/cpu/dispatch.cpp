@@ -38,19 +38,19 @@ namespace lowbit::cpu {
   }                                     \
   }
 
-// The same with GEMMs in tiles.
-#define LOWBIT_TILES(name_, isa)         \
-  namespace isa {                        \
-  void use_tiles(Kernels&);              \
-  static const Kernels* tile_kernels() { \
-    static const Kernels table = [] {    \
-      Kernels k = *kernels();            \
-      k.name = #name_;                   \
-      use_tiles(k);                      \
-      return k;                          \
-    }();                                 \
-    return &table;                       \
-  }                                      \
+// The same with what `use` puts in place of some, as Kernels of `name`.
+#define LOWBIT_WITH(isa, use, name_)      \
+  namespace isa {                         \
+  void use(Kernels&);                     \
+  static const Kernels* kernels_##use() { \
+    static const Kernels table = [] {     \
+      Kernels k = *kernels();             \
+      k.name = name_;                     \
+      use(k);                             \
+      return k;                           \
+    }();                                  \
+    return &table;                        \
+  }                                       \
   }
 
 LOWBIT_TABLE(scalar)
@@ -58,12 +58,16 @@ LOWBIT_TABLE(scalar)
 LOWBIT_TABLE(avx2)
 LOWBIT_TABLE(avx512)
 #endif
+#if defined(LOWBIT_HAVE_BF16)
+LOWBIT_WITH(avx512, use_bf16, "avx512_bf16")
+#endif
 #if defined(LOWBIT_HAVE_AMX)
-LOWBIT_TILES(amx, avx512)
+LOWBIT_WITH(avx512, use_tiles, "amx")
 #endif
 #if defined(LOWBIT_HAVE_SIMDE)
 LOWBIT_TABLE(avx512_simde)
-LOWBIT_TILES(amx_simde, avx512_simde)
+LOWBIT_WITH(avx512_simde, use_bf16, "avx512_bf16_simde")
+LOWBIT_WITH(avx512_simde, use_tiles, "amx_simde")
 #endif
 
 #if defined(LOWBIT_HAVE_AMX)
@@ -87,8 +91,11 @@ const std::vector<Isa>& isa_table() {
 #if defined(LOWBIT_HAVE_SIMDE)
     t.push_back({"avx512_simde", "AVX2, for SIMDe's AVX-512 (tests only, never chosen by itself)",
                  bool(__builtin_cpu_supports("avx2")), avx512_simde::kernels()});
+    t.push_back({"avx512_bf16_simde",
+                 "AVX2, for products of bf16 in portable code (tests only, never chosen by itself)",
+                 bool(__builtin_cpu_supports("avx2")), avx512_simde::kernels_use_bf16()});
     t.push_back({"amx_simde", "AVX2, for tiles in portable code (tests only, never chosen by itself)",
-                 bool(__builtin_cpu_supports("avx2")), avx512_simde::tile_kernels()});
+                 bool(__builtin_cpu_supports("avx2")), avx512_simde::kernels_use_tiles()});
 #endif
     t.push_back({"scalar", "any CPU", true, scalar::kernels()});
 #if defined(LOWBIT_HAVE_X86)
@@ -101,9 +108,13 @@ const std::vector<Isa>& isa_table() {
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512vnni");
     t.push_back({"avx512", "AVX-512 F, BW, DQ, VL, VNNI", avx512, avx512::kernels()});
+#if defined(LOWBIT_HAVE_BF16)
+    t.push_back({"avx512_bf16", "AVX-512 F, BW, DQ, VL, VNNI, BF16",
+                 avx512 && __builtin_cpu_supports("avx512bf16"), avx512::kernels_use_bf16()});
+#endif
 #if defined(LOWBIT_HAVE_AMX)
     t.push_back({"amx", "AVX-512 F, BW, DQ, VL, VNNI and AMX tiles of int8 and bf16",
-                 avx512 && may_use_tiles(), avx512::tile_kernels()});
+                 avx512 && may_use_tiles(), avx512::kernels_use_tiles()});
 #endif
 #endif
     return t;

@@ -13,6 +13,7 @@ constexpr int64_t kFewestTileRows = 7;                // below, vpdpbusd is as f
 constexpr int64_t kDeepestTiles = 131071;             // 16 times the sum of more might leave 32 bits
 
 struct IntTiles {
+  using Engine = Tiles;
   static constexpr int kTerms = 1;
   static constexpr int64_t kPieceSteps = 8;
   const GemmParams& p;
@@ -24,8 +25,8 @@ struct IntTiles {
 
   explicit IntTiles(const GemmParams& p)
       : p(p),
-        panels(p.m, (p.k + kStepK - 1) / kStepK, kTerms),
-        blocks(panels, kPieceSteps, 2),  // pieces begin with a group
+        panels(p.m, (p.k + kStepK - 1) / kStepK, kTerms, Engine::kRows),
+        blocks(panels, kPieceSteps, 2, true),  // pieces begin with a group
         x(reinterpret_cast<uint8_t*>(p.panels)),
         kept(p.panels + panels.count * panels.bytes() / 4),
         k8((p.k + 7) / 8),
@@ -148,7 +149,7 @@ static inline void tile_gemm_pack(const GemmParams& p, int64_t begin, int64_t en
 
 static inline void tile_gemm_tiles(const GemmParams& p, int64_t begin, int64_t end) {
   if (!fits_tiles(p)) return gemm_tiles(p, begin, end);
-  run_tile_gemm(IntTiles(p), begin, end);
+  run_panel_gemm(IntTiles(p), begin, end);
 }
 
 }  // namespace lowbit::cpu::LOWBIT_ISA

@@ -1,6 +1,7 @@
-"""Mutants of what runs in AMX tiles: file in csrc, old, new."""
+"""Mutants of what runs in panels, by AMX tiles or AVX512_BF16: file in csrc, old, new."""
 
-_LOOPS, _INT, _FLOAT = "cpu/tile_gemm-inl.h", "cpu/int_gemm_amx-inl.h", "cpu/fp_gemm_amx-inl.h"
+_LOOPS, _TILES, _DOTS = "cpu/panel_gemm-inl.h", "cpu/tile_gemm-inl.h", "cpu/dot_gemm-inl.h"
+_INT, _FLOAT = "cpu/int_gemm_amx-inl.h", "cpu/fp_panels-inl.h"
 _TERMS, _CAUSAL = "cpu/bf16_terms-inl.h", "cpu/causal_attention_amx-inl.h"
 _CAUSAL_OP = "ops/causal_attention.cpp"
 
@@ -11,11 +12,11 @@ EDITS = [
     ("ops/fp_gemm.cpp", "q.x = static_cast<const char*>(p.x) + row * p.k * element;", ""),
     ("ops/fp_gemm.cpp", "q.panels = panels.as<float>() + thread * words;", "q.panels = panels.as<float>();"),
     # the loops: sums of the piece before, the other panel's activations, where panels and pieces end
-    (_LOOPS, "piece.last, x, share, piece.first == 0, sums,", "piece.last, x, share, true, sums,"),
-    (_LOOPS, "+ 1>(at + p.panels.bytes());", "+ 1>(at);"),
+    (_LOOPS, "piece.first == 0, sums,", "true, sums,"),
+    (_TILES, "+ 1>(at + p.panels.bytes());", "+ 1>(at);"),
     (_LOOPS, "rows((m + count - 1) / count)", "rows(m / count)"),
     (_LOOPS, "tiles = tile_end - tile < 2 ? 1 : 2, group", "tiles = 1, group"),
-    (_LOOPS, "make_step<Product, T>(p, piece, step + 1);", "make_step<Product, T>(p, piece, step);"),
+    (_TILES, "make_step<Product, T>(p, piece, step + 1);", "make_step<Product, T>(p, piece, step);"),
     (_LOOPS, "2 * steps < 3 * wanted ? 1 : (steps + wanted / 2) / wanted;", "1;"),
     # cuts of k: sums that wait, in a place of their own, until the last
     (_LOOPS, "kept_stride ? p.kept + tile * kept_stride : total", "total"),
@@ -38,6 +39,12 @@ EDITS = [
     (_FLOAT, "(t * groups + step / steps_per_group) * fp_tile::kN, to);", "t * groups * fp_tile::kN, to);"),
     (_FLOAT, "_mm512_mask_add_epi16(w, there, w, exponents)", "_mm512_add_epi16(w, exponents)"),
     (_TERMS, "rest, set1(0.f));", "rest, rest);"),
+    # pairs: the other half of the weights, rows that are left out, the second panel
+    (_DOTS, "for (int j = 2 * i + 1; j >= 2 * i; --j)", "for (int j = 2 * i + 1; j > 2 * i; --j)"),
+    (_DOTS, "*next = piece.at(step, T - 1);", "*next = piece.at(step, 0);"),
+    (_DOTS, "p.panels.rows < kRows)", "p.panels.rows + 1 < kRows)"),
+    (_DOTS, "x + i * p.panels.bytes(), zero,", "x, zero,"),
+    (_DOTS, "zero ? set1(0.f) : load(", "true ? set1(0.f) : load("),
     # a row of bf16 by integers: whom it leaves to floats, what vanishes, the end of the range and of the row
     (_FLOAT, "if (least_u16(smallest) < 0x7f || field == 255)", "if (field == 255)"),
     (_FLOAT, "if (least_u16(smallest) < 0x7f || field == 255)", "if (least_u16(smallest) < 0x7f)"),

@@ -170,8 +170,10 @@ class _Proxy:
 
 
 OPS = torch.ops.lowbit if ON_CPU else _Proxy()
-# every instruction set here, and those whose kernels differ for other ops than linear layers
-GEMM_ISAS = [isa["name"] for isa in lowbit.ops.isas() if isa["supported"]] if ON_CPU else [DEVICE]
+# every instruction set here: all differ for weight-only layers, all but those of bf16 for integer layers and
+# causal attention, and those without tiles for everything
+FP_ISAS = [isa["name"] for isa in lowbit.ops.isas() if isa["supported"]] if ON_CPU else [DEVICE]
+GEMM_ISAS = [name for name in FP_ISAS if not name.startswith("avx512_bf16")]
 ISAS = [name for name in GEMM_ISAS if not name.startswith("amx")]
 
 

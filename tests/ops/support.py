@@ -10,10 +10,10 @@ from torch import Tensor
 from tests.oracle import cases, codec
 from tests.oracle import ops as oracle
 
-from .device import CPU_ONLY, DEVICE, GEMM_ISAS, ISAS, ON_CPU, OPS, TORCH_DEVICE, place, set_isa
+from .device import CPU_ONLY, DEVICE, FP_ISAS, GEMM_ISAS, ISAS, ON_CPU, OPS, TORCH_DEVICE, place, set_isa
 
 __all__ = [
-    "CPU_ONLY", "DEVICE", "GEMM_ISAS", "ISAS", "ON_CPU", "OPS", "TORCH_DEVICE", "LinearCall",
+    "CPU_ONLY", "DEVICE", "FP_ISAS", "GEMM_ISAS", "ISAS", "ON_CPU", "OPS", "TORCH_DEVICE", "LinearCall",
     "assert_unchanged", "linear_call", "place", "row_input", "set_isa", "snapshot", "stored", "tensor",
     "weight_tiles",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import sys
 import lowbit.ops
 import pytest
 
-from .support import CPU_ONLY, GEMM_ISAS
+from .support import CPU_ONLY, FP_ISAS
 
 pytestmark = CPU_ONLY
 
@@ -33,7 +33,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_forced_by_environment_and_equal_everywhere():
     digests = {}
-    for name in GEMM_ISAS:
+    for name in FP_ISAS:
         result = run(PROGRAM, LOWBIT_FORCE_ISA=name)
         assert result.returncode == 0, result.stderr
         active, digests[name] = result.stdout.split()
@@ -76,7 +76,7 @@ def test_set_isa_refuses_and_keeps():
 
 
 def test_scalar_is_always_there():
-    assert "scalar" in GEMM_ISAS
+    assert "scalar" in FP_ISAS
 
 
 def test_checked_mode_refuses_nan():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.oracle import compare
 
-from .support import CPU_ONLY, GEMM_ISAS  # noqa: F401
+from .support import CPU_ONLY, FP_ISAS  # noqa: F401
 
 pytestmark = CPU_ONLY
 ROWS, K, N = 300, 96, 40
